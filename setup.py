@@ -1,0 +1,35 @@
+"""Lists the extension modules; everything else about the package stands in pyproject.toml."""
+
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+# `optional`: where no compiler is found the package still installs, on asyncio's own loop.
+MODULES = ["kernel.pyx", "handles.py", "core.py", "transport.py", "datagram.py", "pipes.py", "sockets.py", "tls.py", "tls_transport.py"]
+
+
+def extensions() -> list[Extension]:
+    if sys.platform != "linux":
+        return []
+    from Cython.Build import cythonize
+
+    return cythonize(
+        [
+            Extension(
+                f"unwait.loop.{module.split('.')[0]}",
+                [f"src/unwait/loop/{module}"],
+                optional=True,
+                extra_compile_args=["-O3"],
+            )
+            for module in MODULES
+        if Path(f"src/unwait/loop/{module}").exists()
+        ],
+        compiler_directives={
+            "language_level": 3,
+            "annotation_typing": False,  # annotations are for people and mypy; C types stand in the .pxd
+        },
+    )
+
+
+setup(ext_modules=extensions())

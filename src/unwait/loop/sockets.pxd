@@ -1,0 +1,38 @@
+# cython: language_level=3
+cimport cython
+from libc.stdint cimport uint32_t
+
+from unwait.loop.core cimport Core
+from unwait.loop.handles cimport Handle
+from unwait.loop.kernel cimport Channel
+
+
+cdef class Watcher(Channel):
+    cdef SocketCalls loop
+    cdef object owner
+    cdef Handle reader
+    cdef Handle writer
+    cdef list read_waiters
+    cdef list write_waiters
+    cdef bint drained
+
+    cdef int on_events(self, uint32_t events) except -1
+    cdef void readable(self) except *
+    cdef void writable(self) except *
+    cdef object wait_readable(self)
+    cdef object wait_writable(self)
+    cdef void watch(self, uint32_t event) except *
+    cdef void settle(self) except *
+
+
+cdef class SocketCalls(Core):
+    cdef dict watchers
+
+    @cython.locals(watcher=Watcher)
+    cdef Watcher socket_watcher(self, object sock)
+    @cython.locals(watcher=Watcher)
+    cdef Watcher number_watcher(self, int fd)
+    @cython.locals(watcher=Watcher, handle=Handle, previous=Handle, fileno=int)
+    cdef Handle _watch(self, object fd, bint writing, object callback, tuple args)
+    @cython.locals(watcher=Watcher, previous=Handle)
+    cdef bint _unwatch(self, object fd, bint writing) except -1

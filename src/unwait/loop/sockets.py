@@ -1,0 +1,317 @@
+"""Readiness of other people's descriptors: `add_reader`, `add_writer` and the `sock_*` calls.
+
+The loop does not own these descriptors. Their owner may close one without a word, and its number may then be another
+file's. So a socket's watcher is bound to the socket object, and `add_reader` always asks the kernel anew.
+
+The `sock_*` calls leave read interest standing between calls: a server that receives, sends and receives again then
+costs no `epoll_ctl`. After a read that did not fill its buffer the socket is known to be empty, so the next call waits
+at once instead of asking in vain; epoll is level-triggered, so nothing that arrived in between is missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from unwait.loop.core import Core
+from unwait.loop.handles import Handle
+from unwait.loop.kernel import Channel
+from unwait.loop.network import check_plain_socket
+
+READ = 0x001 | 0x008 | 0x010  # EPOLLIN, and EPOLLERR and EPOLLHUP, which concern both directions
+WRITE = 0x004 | 0x008 | 0x010
+POLL_READ = 0x001
+POLL_WRITE = 0x004
+
+
+class Watcher(Channel):
+    """One descriptor that is not the loop's own: who waits for it."""
+
+    def __init__(self, loop: SocketCalls, fd: int, owner: weakref.ref[Any] | None) -> None:
+        self.loop = loop
+        self.poller = loop.poller
+        self.fd = fd
+        self.owner = owner
+        self.is_socket = owner is not None
+        self.read_waiters = []
+        self.write_waiters = []
+
+    def on_events(self, events: int) -> int:
+        if events & READ:
+            self.readable()
+        if events & WRITE and self.interest & POLL_WRITE:
+            self.writable()
+        return 0
+
+    def readable(self) -> None:
+        self.drained = False
+        waiters = self.read_waiters
+        if waiters:
+            self.read_waiters = []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        elif self.reader is None:
+            self.arm(self.interest & ~POLL_READ)
+        if self.reader is not None:
+            self.loop.run_handle(self.reader)
+
+    def writable(self) -> None:
+        waiters = self.write_waiters
+        if waiters:
+            self.write_waiters = []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        if self.writer is not None:
+            self.loop.run_handle(self.writer)
+        elif not self.write_waiters:
+            self.arm(self.interest & ~POLL_WRITE)
+
+    def wait_readable(self) -> asyncio.Future[None]:
+        """A future for the moment when a read would not wait."""
+        waiter = self.loop.create_future()
+        self.read_waiters.append(waiter)
+        self.watch(POLL_READ)
+        return waiter
+
+    def wait_writable(self) -> asyncio.Future[None]:
+        """A future for the moment when a write would not wait."""
+        waiter = self.loop.create_future()
+        self.write_waiters.append(waiter)
+        self.watch(POLL_WRITE)
+        return waiter
+
+    def watch(self, event: int) -> None:
+        """Have `event` reported, if it is not already; survives that a transport has borrowed the number."""
+        if not (self.interest & event and self.attached()):
+            self.rearm((self.interest if self.attached() else 0) | event)
+
+    def settle(self) -> None:
+        """Ask for just what is waited for."""
+        wanted = 0
+        if self.reader is not None or self.read_waiters:
+            wanted |= POLL_READ
+        if self.writer is not None or self.write_waiters:
+            wanted |= POLL_WRITE
+        self.rearm(wanted)
+
+
+class SocketCalls(Core):
+    """The part of the loop that watches descriptors and works on the caller's sockets."""
+
+    def __cinit__(self) -> None:
+        self.watchers = {}
+
+    def socket_watcher(self, sock: socket.socket) -> Watcher:
+        """The watcher bound to this socket object. TypeError, ValueError for what cannot be worked on."""
+        if self._debug and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+        fd = sock.fileno()
+        if fd < 0:
+            raise OSError(9, "Bad file descriptor")
+        watcher = self.watchers.get(fd)
+        if watcher is None or watcher.owner is None or watcher.owner() is not sock:
+            check_plain_socket(sock)
+            watcher = Watcher(self, fd, weakref.ref(sock))
+            self.watchers[fd] = watcher
+        return watcher
+
+    def number_watcher(self, fd: int) -> Watcher:
+        """The watcher of a descriptor known by its number."""
+        watcher = self.watchers.get(fd)
+        if watcher is None or (watcher.owner is not None and watcher.owner() is None):
+            watcher = Watcher(self, fd, None)
+            self.watchers[fd] = watcher
+        return watcher
+
+    def _fileno(self, fd: Any) -> int:
+        """The number of a descriptor or of an object with `fileno()`, if no transport works on it."""
+        if isinstance(fd, int):
+            fileno = fd
+        else:
+            try:
+                fileno = int(fd.fileno())
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(f"Invalid file object: {fd!r}") from None
+        if fileno < 0:
+            raise ValueError(f"Invalid file descriptor: {fileno}")
+        holder = self.poller.holder(fileno)
+        if holder is not None and not isinstance(holder, Watcher) and not holder.is_closing():
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {holder!r}")
+        return fileno
+
+    def _watch(self, fd: Any, writing: bool, callback: Callable[..., object], args: tuple[Any, ...]) -> Handle:
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        fileno = self._fileno(fd)
+        if self._debug:
+            self._check_callback(callback, "add_writer" if writing else "add_reader")
+        handle = self.make_handle(callback, args, None)
+        watcher = self.number_watcher(fileno)
+        if writing:
+            previous, watcher.writer = watcher.writer, handle
+        else:
+            previous, watcher.reader = watcher.reader, handle
+        try:
+            watcher.settle()
+        except BaseException:
+            if writing:
+                watcher.writer = None
+            else:
+                watcher.reader = None
+            raise
+        if previous is not None:
+            previous.cancel()
+        return handle
+
+    def _unwatch(self, fd: Any, writing: bool) -> bool:
+        if self._closed:
+            return False
+        watcher = self.watchers.get(self._fileno(fd))
+        if watcher is None:
+            return False
+        if writing:
+            previous, watcher.writer = watcher.writer, None
+        else:
+            previous, watcher.reader = watcher.reader, None
+        if previous is None:
+            return False
+        if watcher.attached():
+            watcher.settle()
+        previous.cancel()
+        return True
+
+    def _add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> Handle:
+        return self._watch(fd, False, callback, args)
+
+    def _remove_reader(self, fd: Any) -> bool:
+        return self._unwatch(fd, False)
+
+    def _add_writer(self, fd: Any, callback: Callable[..., object], *args: Any) -> Handle:
+        return self._watch(fd, True, callback, args)
+
+    def _remove_writer(self, fd: Any) -> bool:
+        return self._unwatch(fd, True)
+
+    def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+        """Call `callback(*args)` whenever `fd` (a number, or anything with `fileno()`) can be read."""
+        self._watch(fd, False, callback, args)
+
+    def remove_reader(self, fd: Any) -> bool:
+        """Stop watching `fd` for reading; whether it was watched."""
+        return self._unwatch(fd, False)
+
+    def add_writer(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+        """Call `callback(*args)` whenever `fd` (a number, or anything with `fileno()`) can be written."""
+        self._watch(fd, True, callback, args)
+
+    def remove_writer(self, fd: Any) -> bool:
+        """Stop watching `fd` for writing; whether it was watched."""
+        return self._unwatch(fd, True)
+
+    async def sock_recv(self, sock: socket.socket, nbytes: int) -> bytes:
+        """Receive up to `nbytes` (at most 256 KiB at a time); empty at the end of the stream."""
+        watcher = self.socket_watcher(sock)
+        if watcher.drained:
+            await watcher.wait_readable()
+        while True:
+            data = watcher.receive(nbytes)
+            if data is not None:
+                watcher.drained = 0 < len(data) < nbytes
+                return data
+            await watcher.wait_readable()
+
+    async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
+        """Receive into a writable buffer; the count, 0 at the end of the stream."""
+        watcher = self.socket_watcher(sock)
+        while True:
+            count = watcher.receive_into(buf)
+            if count >= 0:
+                return count
+            await watcher.wait_readable()
+
+    async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
+        """Receive one datagram of up to `bufsize` bytes: `(data, address)`."""
+        watcher = self.socket_watcher(sock)
+        while True:
+            try:
+                return sock.recvfrom(bufsize)
+            except (BlockingIOError, InterruptedError):
+                await watcher.wait_readable()
+
+    async def sock_recvfrom_into(self, sock: socket.socket, buf: Any, nbytes: int = 0) -> tuple[int, Any]:
+        """Receive one datagram of up to `nbytes` (0: the buffer's length) into `buf`: `(count, address)`."""
+        watcher = self.socket_watcher(sock)
+        if not nbytes:
+            nbytes = len(buf)
+        while True:
+            try:
+                return sock.recvfrom_into(buf, nbytes)
+            except (BlockingIOError, InterruptedError):
+                await watcher.wait_readable()
+
+    async def sock_sendall(self, sock: socket.socket, data: Any) -> None:
+        """Send all of `data`; after an error there is no telling how much was sent."""
+        watcher = self.socket_watcher(sock)
+        if type(data) is bytes:
+            size = len(data)
+        else:
+            data = memoryview(data).cast("B")
+            size = data.nbytes
+        if size == 0:
+            return
+        count = watcher.send(data)
+        sent = count if count > 0 else 0
+        if sent < size:
+            view = memoryview(data)
+            while sent < size:
+                await watcher.wait_writable()
+                count = watcher.send(view[sent:])
+                if count > 0:
+                    sent += count
+
+    async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
+        """Send one datagram to `address`; the count of bytes sent."""
+        watcher = self.socket_watcher(sock)
+        while True:
+            try:
+                return sock.sendto(data, address)
+            except (BlockingIOError, InterruptedError):
+                await watcher.wait_writable()
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        """Connect to `address`; a host name in it is resolved first."""
+        watcher = self.socket_watcher(sock)
+        if sock.family == socket.AF_INET or sock.family == socket.AF_INET6:
+            infos = await self.getaddrinfo(
+                *address[:2], family=sock.family, type=sock.type, proto=sock.proto
+            )
+            if not infos:
+                raise OSError("getaddrinfo() returned empty list")
+            resolved = infos[0][4]
+            address = resolved[:2] + tuple(address[2:]) if len(address) > 2 else resolved
+        try:
+            sock.connect(address)
+            return
+        except (BlockingIOError, InterruptedError):
+            pass
+        await watcher.wait_writable()
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, f"Connect call failed {address}")
+
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
+        """Accept one connection: `(socket, address)`, the socket non-blocking."""
+        watcher = self.socket_watcher(sock)
+        while True:
+            try:
+                connection, address = sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                await watcher.wait_readable()
+            else:
+                connection.setblocking(False)
+                return connection, address

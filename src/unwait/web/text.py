@@ -1,0 +1,32 @@
+"""Bodies as text: the first characters of one, safe to show on a terminal."""
+
+from __future__ import annotations
+
+import codecs
+
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def printable(text: str) -> str:
+    """The text on one line: white space joined, every other character that is not printable made U+FFFD."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
+def first_characters(head: bytes, charset: str | None, count: int) -> str:
+    """The first `count` printable characters of a body that begins with `head`.
+
+    A byte-order mark wins over `charset`; without both, or with an unknown charset, it is read as UTF-8.
+    """
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), charset or "utf-8")
+    try:
+        # Refuses what is a codec but no charset, such as zip.
+        b"text".decode(encoding, "replace")
+        # Incremental, so that a character cut off at the end is left out.
+        text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
+    except (LookupError, ValueError):
+        text = head.decode("utf-8", "replace")
+    return printable(text)[:count].rstrip()
