@@ -22,9 +22,10 @@ def main() -> None:
 
         app(prog_name="unwait")
     except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] not in EXTRA:
+        package = (missing.name or "").partition(".")[0]
+        if package not in EXTRA:
             raise
-        print(f'unwait: {missing.name} is not installed: pip install "unwait[cli]"', file=sys.stderr)
+        print(f'unwait: {package} is not installed: pip install "unwait[cli]"', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

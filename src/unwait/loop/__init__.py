@@ -13,8 +13,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 try:
-    from unwait.loop.eventloop import Loop
-    from unwait.loop.kernel import live_objects
+    import unwait.loop.kernel  # first: the one module that cannot be imported uncompiled
+
+    from unwait.loop.eventloop import Loop, live_objects
 except ImportError:
     COMPILED = False
     Loop = asyncio.SelectorEventLoop  # type: ignore[misc, assignment]

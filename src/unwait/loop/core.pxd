@@ -1,15 +1,35 @@
 # cython: language_level=3
 cimport cython
 
-from unwait.loop.handles cimport Handle, ReadyQueue, TimerHandle, TimerHeap
+from unwait.loop.handles cimport Handle, Origin, TimerHandle, TimerHeap
 from unwait.loop.kernel cimport Poller
+
+cdef Py_ssize_t CALLBACKS_PER_POLL
+cdef int POLL, RUN_READY, RUN_EVENTS, RUN_TIMERS
+cdef object CANCELLED
+
+
+cdef class ReadyQueue:
+    cdef Handle head
+    cdef Handle tail
+    cdef readonly Py_ssize_t length
+
+    cdef object push(self, Handle handle)
+    @cython.locals(handle=Handle)
+    cdef Handle pop(self)
 
 
 cdef class Core:
     cdef readonly Poller poller
+    cdef Origin origin
+    cdef Py_ssize_t other_references
     cdef ReadyQueue ready
     cdef TimerHeap timers
     cdef Py_ssize_t unpolled
+    cdef Py_ssize_t remaining
+    cdef Handle current
+    cdef int phase
+    cdef double now
     cdef public bint _closed
     cdef public bint _stopping
     cdef public bint _debug
@@ -23,12 +43,13 @@ cdef class Core:
     cdef Handle enqueue(self, object callback, tuple args, object context)
     @cython.locals(handle=Handle)
     cdef Handle make_handle(self, object callback, tuple args, object context)
-    cdef void run_handle(self, Handle handle) except *
+    cdef object run_handle(self, Handle handle)
     @cython.locals(timer=TimerHandle)
     cdef TimerHandle schedule(self, double deadline, object callback, tuple args, object context, str method)
-    cdef void note_slow(self, object subject, double started) except *
-    @cython.locals(poller=Poller, ready=ReadyQueue, timers=TimerHeap, timer=TimerHandle, handle=Handle,
-                   timeout=double, now=double, count=Py_ssize_t)
-    cdef void run_once(self) except *
+    cdef object note_slow(self, object subject, double started)
+    @cython.locals(handle=Handle)
+    cdef object run_once(self)
     @cython.locals(timer=TimerHandle, delay=double)
     cdef double longest_wait(self) except? -2
+    @cython.locals(timer=TimerHandle)
+    cdef object run_timers(self)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import time
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from unwait.loop.handles import Handle, ReadyQueue, TimerHandle, TimerHeap
+import cython
+
+from unwait.loop.handles import Handle, Origin, TimerHandle, TimerHeap, cancelled_mark
 from unwait.loop.kernel import Poller
 
 Future = asyncio.Future
@@ -19,11 +22,55 @@ Task = asyncio.Task
 # as running a small callback does. (tokio asks once in 61 tasks, for the same reason.)
 CALLBACKS_PER_POLL = 61
 
+# The phases of an iteration.
+POLL = 0
+RUN_READY = 1
+RUN_EVENTS = 2
+RUN_TIMERS = 3
+
+CANCELLED = cancelled_mark()
+
+
+@cython.final
+@cython.cclass
+class ReadyQueue:
+    """The callbacks to run, first in first out: a list linked through the handles themselves."""
+
+    def __dealloc__(self) -> None:
+        while self.head is not None:
+            self.pop()
+
+    def push(self, handle: Handle) -> None:
+        if self.head is None:
+            self.head = handle
+        else:
+            self.tail.next = handle
+        self.tail = handle
+        self.length += 1
+
+    def pop(self) -> Handle:
+        """Take the first handle; the queue must not be empty."""
+        handle: Handle = self.head
+        self.head = handle.next
+        if self.head is None:
+            self.tail = None
+        else:
+            handle.next = None
+        self.length -= 1
+        return handle
+
+    def clear(self) -> None:
+        """Drop every callback without calling it."""
+        while self.head is not None:
+            self.pop().release()
+
 
 class Core:
     """What runs per callback; the compiled base of the event loop."""
 
     def __cinit__(self) -> None:
+        self.origin = Origin(self)
+        self.other_references = sys.getrefcount(self.origin)
         self.poller = Poller()
         self.ready = ReadyQueue()
         self.timers = TimerHeap()
@@ -109,7 +156,7 @@ class Core:
             self._check_thread()
             self._check_callback(callback, method)
         timer = TimerHandle.__new__(TimerHandle)
-        timer.fill(callback, args, self, context)
+        timer.fill(callback, args, self.origin, context)
         timer.deadline = deadline
         if self._debug:
             timer.trace()
@@ -127,7 +174,7 @@ class Core:
         self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None
     ) -> Handle:
         handle = Handle.__new__(Handle)
-        handle.fill(callback, args, self, context)
+        handle.fill(callback, args, self.origin, context)
         if self._debug:
             handle.trace()
         return handle
@@ -160,12 +207,32 @@ class Core:
         return task
 
     def _spin(self) -> None:
-        """Iterate until `stop`; raises what a callback raised of KeyboardInterrupt and SystemExit."""
+        """Iterate until `stop`; raises what a callback raised of KeyboardInterrupt and SystemExit.
+
+        One `try` around many iterations instead of one a callback: entering it is a good part of a callback's cost.
+        """
         self.unpolled = CALLBACKS_PER_POLL
+        self.phase = POLL
         while True:
-            self.run_once()
-            if self._stopping:
-                break
+            try:
+                while True:
+                    self.run_once()
+                    if self._stopping:
+                        return
+            except (SystemExit, KeyboardInterrupt):
+                self.current = None
+                raise
+            except BaseException as exc:
+                handle = self.current
+                if handle is None:
+                    raise
+                self.current = None
+                handle.report(exc)
+                handle.release()
+
+    def _live_handles(self) -> int:
+        """How many handles of this loop are alive, whoever holds them."""
+        return sys.getrefcount(self.origin) - self.other_references
 
     def _close_core(self) -> None:
         """Drop every callback and timer, and close the poller."""
@@ -174,31 +241,53 @@ class Core:
         self.poller.close()
 
     def run_once(self) -> None:
-        poller = self.poller
-        ready = self.ready
-        timers = self.timers
-        if ready.length == 0 or self.unpolled >= CALLBACKS_PER_POLL:
-            self.unpolled = 0
-            poller.wait(self.longest_wait())
-            poller.check_signals()
-            poller.dispatch()
-        if timers.items:
-            now = poller.now()
-            timer = timers.first()
-            while timer is not None and timer.deadline <= now:
-                ready.push(timers.pop())
-                timer = timers.first()
-        count = ready.length
-        self.unpolled += count
-        while count > 0:
-            count -= 1
-            handle = ready.pop()
-            if not handle._cancelled:
-                if self._debug:
-                    self.run_handle(handle)
-                else:
-                    handle.run()
-                handle.release()
+        """One iteration, or the rest of one that an exception has ended.
+
+        In asyncio's order: the callbacks that were ready before, then the events, then the timers that are due.
+        """
+        if self.phase == POLL:
+            if self.ready.length == 0 or self.unpolled >= CALLBACKS_PER_POLL:
+                self.unpolled = 0
+                self.poller.wait(self.longest_wait())
+                self.poller.check_signals()
+            if self.timers.items:
+                self.now = self.poller.now()
+            self.remaining = self.ready.length
+            self.unpolled += self.remaining
+            self.phase = RUN_READY
+        if self.phase == RUN_READY:
+            while self.remaining > 0:
+                self.remaining -= 1
+                handle = self.ready.pop()
+                if handle.args is not CANCELLED:
+                    if self._debug:
+                        self.run_handle(handle)
+                    else:
+                        self.current = handle
+                        handle.run()
+                    handle.release()
+            self.phase = RUN_EVENTS
+        if self.phase == RUN_EVENTS:
+            self.current = None
+            self.poller.dispatch()
+            self.phase = RUN_TIMERS
+        if self.timers.items:
+            self.run_timers()
+        self.current = None
+        self.phase = POLL
+
+    def run_timers(self) -> None:
+        """Run the timers that were due when the iteration began."""
+        timer = self.timers.first()
+        while timer is not None and timer.deadline <= self.now:
+            self.timers.pop()
+            if self._debug:
+                self.run_handle(timer)
+            else:
+                self.current = timer
+                timer.run()
+            timer.release()
+            timer = self.timers.first()
 
     def longest_wait(self) -> float:
         """How long the kernel may keep us, in seconds: for ever is -1."""
@@ -211,14 +300,14 @@ class Core:
         return delay if delay > 0 else 0
 
     def run_handle(self, handle: Handle) -> None:
-        """Run a handle; in debug mode note it as the current one, and log it if it was slow."""
+        """Run a handle and report its failure; in debug mode note it as the current one, and log it if it was slow."""
         if not self._debug:
-            handle.run()
+            handle._run()
             return
         self._current_handle = handle
         started = time.monotonic()
         try:
-            handle.run()
+            handle._run()
         finally:
             self._current_handle = None
         self.note_slow(handle, started)
@@ -228,4 +317,5 @@ class Core:
         elapsed = time.monotonic() - started
         if elapsed >= self.slow_callback_duration:
             owner = getattr(getattr(subject, "_callback", None), "__self__", None)
-            logger.warning("Executing %r took %.3f seconds", owner if isinstance(owner, Task) else subject, elapsed)
+            description = repr(owner if isinstance(owner, Task) else subject)
+            logger.warning("Executing %s took %.3f seconds", description, elapsed)

@@ -4,6 +4,8 @@ from libc.stdint cimport uint32_t
 
 from unwait.loop.transport cimport FlowControlled
 
+cdef uint32_t ASK_READ, ASK_WRITE, CAN_READ, CAN_WRITE
+
 
 cdef class DatagramTransport(FlowControlled):
     cdef object address
@@ -12,8 +14,8 @@ cdef class DatagramTransport(FlowControlled):
 
     @cython.locals(started=double)
     cdef int on_events(self, uint32_t events) except -1
-    cdef void serve_events(self, uint32_t events) except *
+    cdef object serve_events(self, uint32_t events)
     @cython.locals(turn=int)
-    cdef void read_ready(self) except *
-    cdef void write_ready(self) except *
+    cdef object read_ready(self)
+    cdef object write_ready(self)
     cdef bint transmit_one(self, object data, object addr) except -1

@@ -10,8 +10,14 @@ from typing import Any
 
 from cython.cimports.cpython.contextvars import PyContext_Enter, PyContext_Exit
 
+from unwait.loop import kernel
 from unwait.loop.core import Core
-from unwait.loop.transport import POLL_READ, POLL_WRITE, READ, WRITE, FlowControlled
+from unwait.loop.transport import FlowControlled
+
+ASK_READ = kernel.ASK_READ
+ASK_WRITE = kernel.ASK_WRITE
+CAN_READ = kernel.CAN_READ
+CAN_WRITE = kernel.CAN_WRITE
 
 # The largest datagram that is delivered whole; what UDP and Unix sockets can carry by default is below it.
 DATAGRAM_SIZE = 256 * 1024
@@ -19,6 +25,10 @@ DATAGRAM_SIZE = 256 * 1024
 READS_PER_EVENT = 32
 # What a queued datagram counts for beyond its bytes, so that empty ones are bounded as well; asyncio's figure.
 HEADER_SIZE = 8
+
+
+class Facade(asyncio.Transport, asyncio.DatagramTransport):
+    """What a datagram transport passes for: in asyncio it is both."""
 
 
 class DatagramTransport(FlowControlled):
@@ -36,17 +46,17 @@ class DatagramTransport(FlowControlled):
         self._attach(loop, sock, protocol, extra)
         self.is_socket = True
         self.address = address
-        if loop.datagram_buffer is None:
-            loop.datagram_buffer = bytearray(DATAGRAM_SIZE)
+        if self.loop.datagram_buffer is None:
+            self.loop.datagram_buffer = bytearray(DATAGRAM_SIZE)
         self.backlog = deque()
-        self._add_addresses()
+        self.note_peername()
         self.set_protocol(protocol)
         loop.call_soon(protocol.connection_made, self, context=self.context)
         loop.call_soon(self._begin, waiter, context=self.context)
 
     @property
     def __class__(self) -> type:
-        return asyncio.DatagramTransport
+        return Facade
 
     def __repr__(self) -> str:
         state = "closed " if self.resource is None else "closing " if self.closing else ""
@@ -54,7 +64,7 @@ class DatagramTransport(FlowControlled):
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
         if not self.closing:
-            self.arm(self.interest | POLL_READ)
+            self.arm(self.interest | ASK_READ)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
@@ -77,9 +87,9 @@ class DatagramTransport(FlowControlled):
         return 0
 
     def serve_events(self, events: int) -> None:
-        if events & READ and self.interest & POLL_READ:
+        if events & CAN_READ and self.interest & ASK_READ:
             self.read_ready()
-        if events & WRITE and self.interest & POLL_WRITE:
+        if events & CAN_WRITE and self.interest & ASK_WRITE:
             self.write_ready()
 
     def read_ready(self) -> None:
@@ -104,8 +114,15 @@ class DatagramTransport(FlowControlled):
                 self.datagram_received(data, addr)
             except (SystemExit, KeyboardInterrupt):
                 raise
-            except BaseException as exc:
-                self.fail(exc, "Fatal error: protocol.datagram_received() call failed.")
+            except BaseException as exc:  # one bad datagram does not end the endpoint
+                self.loop.call_exception_handler(
+                    {
+                        "message": "protocol.datagram_received() failed",
+                        "exception": exc,
+                        "transport": self,
+                        "protocol": self.protocol,
+                    }
+                )
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
         """Send one datagram, to `addr` unless the socket is connected. Never waits.
@@ -128,13 +145,13 @@ class DatagramTransport(FlowControlled):
         data = bytes(data)
         self.backlog.append((data, addr))
         self.backlog_size += len(data) + HEADER_SIZE
-        self.arm(self.interest | POLL_WRITE)
+        self.arm(self.interest | ASK_WRITE)
         self.maybe_pause_protocol()
 
     def transmit_one(self, data: Any, addr: Any) -> bool:
         """Offer one datagram to the kernel; False if it has to wait."""
         try:
-            if self.extra.get("peername") is not None:
+            if self.get_extra_info("peername") is not None:
                 self.resource.send(data)
             else:
                 self.resource.sendto(data, addr)
@@ -159,7 +176,7 @@ class DatagramTransport(FlowControlled):
             self.backlog_size -= len(data) + HEADER_SIZE
         self.maybe_resume_protocol()
         if not self.backlog:
-            self.arm(self.interest & ~POLL_WRITE)
+            self.arm(self.interest & ~ASK_WRITE)
             if self.closing:
                 self._call_connection_lost(None)
 
@@ -168,7 +185,7 @@ class DatagramTransport(FlowControlled):
         if self.closing:
             return
         self.closing = True
-        self.arm(self.interest & ~POLL_READ)
+        self.arm(self.interest & ~ASK_READ)
         if not self.backlog:
             self.lost += 1
             self.loop.call_soon(self._call_connection_lost, None, context=self.context)
@@ -189,6 +206,5 @@ class DatagramTransport(FlowControlled):
             if self.protocol is not None:
                 self.protocol.connection_lost(exc)
         finally:
-            if self.resource is not None:
-                self.resource.close()
-            self.resource = self.protocol = self.datagram_received = None
+            self.close_resource()
+            self.protocol = self.datagram_received = None

@@ -18,6 +18,7 @@ from typing import Any
 
 from unwait.loop.datagram import DatagramTransport
 from unwait.loop.files import Files
+from unwait.loop.kernel import live_channels
 from unwait.loop.network import Network
 from unwait.loop.pipes import ReadPipeTransport, WritePipeTransport
 from unwait.loop.processes import Processes
@@ -26,6 +27,10 @@ from unwait.loop.signals import Signals
 from unwait.loop.sockets import SocketCalls
 from unwait.loop.tls import TLSProtocol
 from unwait.loop.transport import StreamTransport
+
+
+class SocketTransport(StreamTransport):
+    """A stream transport that, as asyncio's, lets callers set attributes of their own on it."""
 
 
 class Loop(SocketCalls, Network, Serving, Files, Signals, Processes):
@@ -76,8 +81,8 @@ class Loop(SocketCalls, Network, Serving, Files, Signals, Processes):
         *,
         extra: dict[str, Any] | None = None,
         server: Any = None,
-    ) -> StreamTransport:
-        return StreamTransport(self, sock, protocol, waiter, extra, server)
+    ) -> SocketTransport:
+        return SocketTransport(self, sock, protocol, waiter, extra, server)
 
     def _make_tls_protocol(
         self,
@@ -148,6 +153,11 @@ class Loop(SocketCalls, Network, Serving, Files, Signals, Processes):
 
 
 _loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
+def live_objects() -> dict[str, int]:
+    """How many native objects are alive: `{"handles": of all loops, "channels": transports and watchers}`."""
+    return {"handles": sum(loop._live_handles() for loop in _loops), "channels": live_channels()}
 
 
 def _disown_after_fork() -> None:

@@ -2,29 +2,30 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
-from unwait.loop.kernel cimport Census
+cdef object CANCELLED
 
-cdef Census census
+
+cdef class Origin:
+    cdef readonly object loop
 
 
 cdef class Handle:
     cdef object __weakref__
     cdef public object _callback
-    cdef public object _args
+    cdef object args
     cdef public object _context
-    cdef public object _loop
-    cdef public bint _cancelled
-    cdef public object _source_traceback
-    cdef object description
+    cdef Origin origin
+    cdef object notes
     cdef Handle next
 
-    cdef void fill(self, object callback, tuple args, object loop, object context) except *
+    cdef object fill(self, object callback, tuple args, Origin origin, object context)
     @cython.locals(args=tuple)
-    cdef void run(self) except *
-    cdef void trace(self) except *
+    cdef object run(self)
+    cpdef object _run(self)
+    cdef object trace(self)
     cdef str source(self)
-    cdef void report(self, object exc) except *
-    cdef void release(self) except *
+    cdef object report(self, object exc)
+    cdef object release(self)
 
 
 cdef class TimerHandle(Handle):
@@ -35,28 +36,18 @@ cdef class TimerHandle(Handle):
     cdef bint before(self, TimerHandle other) noexcept
 
 
-cdef class ReadyQueue:
-    cdef Handle head
-    cdef Handle tail
-    cdef readonly Py_ssize_t length
-
-    cdef void push(self, Handle handle) except *
-    @cython.locals(handle=Handle)
-    cdef Handle pop(self)
-
-
 cdef class TimerHeap:
     cdef list items
     cdef readonly Py_ssize_t cancelled
     cdef uint64_t sequence
 
-    cdef void push(self, TimerHandle timer) except *
+    cdef object push(self, TimerHandle timer)
     @cython.locals(top=TimerHandle)
     cdef TimerHandle pop(self)
     cdef TimerHandle first(self)
     @cython.locals(timer=TimerHandle, above=TimerHandle, parent=Py_ssize_t)
-    cdef void rise(self, Py_ssize_t place) except *
+    cdef object rise(self, Py_ssize_t place)
     @cython.locals(timer=TimerHandle, below=TimerHandle, child=Py_ssize_t, size=Py_ssize_t)
-    cdef void sink(self, Py_ssize_t place) except *
+    cdef object sink(self, Py_ssize_t place)
     @cython.locals(timer=TimerHandle, kept=list, place=Py_ssize_t)
-    cdef void note_cancelled(self) except *
+    cdef object note_cancelled(self)

@@ -1,4 +1,4 @@
-"""Handles of scheduled callbacks, and the two structures that hold them: the ready queue and the timer heap.
+"""Handles of scheduled callbacks, and the heap that holds those with a deadline.
 
 Handles are kept out of the garbage collector's sight: a hundred thousand of them alive would double the cost of each.
 What makes that safe is that a handle which has run, or was cancelled, lets go of everything it held.
@@ -17,10 +17,6 @@ from typing import Any
 import cython
 from cython.cimports.cpython.contextvars import PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
 
-from unwait.loop import kernel
-
-census = kernel.census
-
 # Cancelled timers stay in the heap until they are due or until this many, and more than half of all, are cancelled.
 CANCELLED_KEPT = 100
 
@@ -28,17 +24,35 @@ CANCELLED_KEPT = 100
 HIDES_ARGUMENTS = "debug" in inspect.signature(format_helpers._format_callback_source).parameters
 
 
+# Takes the place of a cancelled handle's arguments.
+CANCELLED = object()
+
+
+def cancelled_mark() -> object:
+    """`CANCELLED`, for modules that cannot import this one's C variables."""
+    return CANCELLED
+
+
+class Origin:
+    """What the handles of one loop share: the way back to the loop. References to it count the handles alive."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+
+
+class Notes:
+    """What debug mode keeps about a handle: where it was made, and what it was before it was cancelled."""
+
+    def __init__(self, source_traceback: Any) -> None:
+        self.source_traceback = source_traceback
+        self.description: str | None = None
+
+
 @cython.no_gc
 @cython.freelist(1024)
 @cython.cclass
 class Handle:
     """A callback on its way, as `call_soon` returns it. Passes for an `asyncio.Handle`."""
-
-    def __cinit__(self) -> None:
-        census.handles += 1
-
-    def __dealloc__(self) -> None:
-        census.handles -= 1
 
     @property
     def __class__(self) -> type:
@@ -48,39 +62,58 @@ class Handle:
         self,
         callback: Callable[..., object],
         args: tuple[Any, ...],
-        loop: asyncio.AbstractEventLoop,
+        origin: Origin,
         context: contextvars.Context | None,
     ) -> None:
         self._callback = callback
-        self._args = args
-        self._loop = loop
+        self.args = args
+        self.origin = origin
         self._context = PyContext_CopyCurrent() if context is None else context
 
     def trace(self) -> None:
         """Note where the caller of the compiled loop stands, for debug mode."""
-        self._source_traceback = format_helpers.extract_stack(sys._getframe(0))
+        self.notes = Notes(format_helpers.extract_stack(sys._getframe(0)))
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self.origin.loop
+
+    @property
+    def _args(self) -> tuple[Any, ...] | None:
+        return None if self.args is CANCELLED else self.args
+
+    @property
+    def _cancelled(self) -> bool:
+        return self.args is CANCELLED
+
+    @property
+    def _source_traceback(self) -> Any:
+        return None if self.notes is None else self.notes.source_traceback
 
     def run(self) -> None:
-        """Call the callback in its context; only KeyboardInterrupt and SystemExit come out."""
+        """Call the callback in its context; what it raises comes out."""
         context = self._context
-        args: tuple[Any, ...] = self._args
-        if self._cancelled:
-            return
+        args: tuple[Any, ...] = self.args
+        PyContext_Enter(context)
         try:
-            PyContext_Enter(context)
+            if len(args) == 1:
+                self._callback(args[0])
+            elif len(args) == 0:
+                self._callback()
+            else:
+                self._callback(*args)
+        finally:
+            PyContext_Exit(context)
+
+    def _run(self) -> None:
+        """Run, and report what the callback raises, except for KeyboardInterrupt and SystemExit."""
+        if self.args is not CANCELLED:
             try:
-                if len(args) == 1:
-                    self._callback(args[0])
-                elif len(args) == 0:
-                    self._callback()
-                else:
-                    self._callback(*args)
-            finally:
-                PyContext_Exit(context)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self.report(exc)
+                self.run()
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self.report(exc)
 
     def source(self) -> str:
         """The callback and where it is defined, in asyncio's words."""
@@ -97,26 +130,22 @@ class Handle:
 
     def release(self) -> None:
         """Let go of the callback, which has run; nothing the collector cannot see may stay behind."""
-        self._callback = None
-        self._args = None
-        self._context = None
-
-    def _run(self) -> None:
-        self.run()
+        self._callback = self._context = None
+        if self.args is not CANCELLED:
+            self.args = None
 
     def cancel(self) -> None:
         """Prevent the callback from being called; no effect once it has been."""
-        if self._cancelled:
+        if self.args is CANCELLED:
             return
-        if self._loop.get_debug():
-            self.description = repr(self)
-        self._cancelled = True
-        self._callback = None
-        self._args = None
+        if self.notes is not None:
+            self.notes.description = repr(self)
+        self._callback = self._context = None
+        self.args = CANCELLED
 
     def cancelled(self) -> bool:
         """Whether `cancel` was called."""
-        return self._cancelled
+        return self.args is CANCELLED
 
     def get_context(self) -> contextvars.Context:
         """The context that the callback runs in; None once it has run."""
@@ -124,7 +153,7 @@ class Handle:
 
     def _repr_info(self) -> list[str]:
         info = [type(self).__name__]
-        if self._cancelled:
+        if self.args is CANCELLED:
             info.append("cancelled")
         if self._callback is not None:
             info.append(self.source())
@@ -134,8 +163,8 @@ class Handle:
         return info
 
     def __repr__(self) -> str:
-        if self.description is not None:
-            return self.description
+        if self.notes is not None and self.notes.description is not None:
+            return self.notes.description
         return f"<{' '.join(self._repr_info())}>"
 
 
@@ -169,15 +198,14 @@ class TimerHandle(Handle):
 
     def cancel(self) -> None:
         """Prevent the callback from being called; no effect once it has been."""
-        if not self._cancelled:
+        if self.args is not CANCELLED:
             Handle.cancel(self)
-            self._context = None
             if self.heap is not None:
                 self.heap.note_cancelled()
 
     def _repr_info(self) -> list[str]:
         info = Handle._repr_info(self)
-        info.insert(2 if self._cancelled else 1, f"when={self.deadline}")
+        info.insert(2 if self.args is CANCELLED else 1, f"when={self.deadline}")
         return info
 
     def __hash__(self) -> int:
@@ -212,40 +240,6 @@ class TimerHandle(Handle):
 
 @cython.final
 @cython.cclass
-class ReadyQueue:
-    """The callbacks to run, first in first out: a list linked through the handles themselves."""
-
-    def __dealloc__(self) -> None:
-        while self.head is not None:
-            self.pop()
-
-    def push(self, handle: Handle) -> None:
-        if self.head is None:
-            self.head = handle
-        else:
-            self.tail.next = handle
-        self.tail = handle
-        self.length += 1
-
-    def pop(self) -> Handle:
-        """Take the first handle; the queue must not be empty."""
-        handle: Handle = self.head
-        self.head = handle.next
-        if self.head is None:
-            self.tail = None
-        else:
-            handle.next = None
-        self.length -= 1
-        return handle
-
-    def clear(self) -> None:
-        """Drop every callback without calling it."""
-        while self.head is not None:
-            self.pop().release()
-
-
-@cython.final
-@cython.cclass
 class TimerHeap:
     """Timers in a binary heap, the earliest deadline first. A cancelled one is removed late, many at a time."""
 
@@ -264,7 +258,7 @@ class TimerHeap:
 
     def first(self) -> TimerHandle | None:
         """The earliest timer that is not cancelled, or None."""
-        while self.items and cython.cast(TimerHandle, self.items[0])._cancelled:
+        while self.items and cython.cast(TimerHandle, self.items[0]).args is CANCELLED:
             self.pop()
             self.cancelled -= 1
         return cython.cast(TimerHandle, self.items[0]) if self.items else None
@@ -314,7 +308,7 @@ class TimerHeap:
             kept = []
             for item in self.items:
                 timer = cython.cast(TimerHandle, item)
-                if timer._cancelled:
+                if timer.args is CANCELLED:
                     timer.heap = None
                 else:
                     kept.append(timer)

@@ -2,14 +2,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 
-cdef class Census:
-    cdef public long handles
-    cdef public long channels
-
-
-cdef Census tally
-
-
 cdef class Poller:
     cdef int epoll_fd
     cdef int wake_fd
@@ -31,12 +23,14 @@ cdef class Poller:
     cdef int wake(self) except -1
     cdef int control(self, Channel channel, int operation, uint32_t interest) except -1
     cdef int rebuild(self) except -1
-    cdef void check_signals(self) except *
+    cdef int check_signals(self) except -1
 
 
 cdef class Channel:
     cdef readonly int fd
     cdef bint is_socket
+    cdef bint large
+    cdef bint full
     cdef uint32_t generation
     cdef uint32_t interest
     cdef Poller poller

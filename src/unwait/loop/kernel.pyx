@@ -16,16 +16,21 @@ Every descriptor made here is close-on-exec, and every socket call says MSG_DONT
 `epoll_wait` alone, the only call that may wait.
 """
 
-import os
-
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from cpython.ref cimport Py_DECREF, Py_XDECREF, PyObject
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.errno cimport EAGAIN, EBADF, EEXIST, EINTR, ENOENT, EPERM, errno
 from libc.math cimport ceil
 from libc.string cimport memset
 from posix.unistd cimport close, read, write
+
+
+cdef extern from "Python.h":
+    PyObject *PyBytes_FromStringAndSize_ "PyBytes_FromStringAndSize"(const char *start, Py_ssize_t length) except NULL
+    char *PyBytes_AS_STRING_ "PyBytes_AS_STRING"(PyObject *data)
+    int _PyBytes_Resize(PyObject **data, Py_ssize_t length) except -1
 
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -66,7 +71,12 @@ cdef extern from "<sys/epoll.h>" nogil:
     int EPOLL_CTL_MOD
     int EPOLL_CTL_DEL
     uint32_t EPOLLIN
+    uint32_t EPOLLPRI
     uint32_t EPOLLOUT
+    uint32_t EPOLLRDHUP
+    uint32_t EPOLLERR
+    uint32_t EPOLLHUP
+    uint32_t EPOLLET
 
 
 cdef extern from "<sys/eventfd.h>" nogil:
@@ -87,22 +97,28 @@ cdef extern from "<time.h>" nogil:
 cdef enum:
     EVENT_BATCH = 1024       # events taken from the kernel at a time
     BUFFER_SIZE = 262144     # bytes; the most one read delivers, as in asyncio
+    LARGE_READ = 16384       # bytes; a read of this size and more lets the next one be direct
+    DIRECT_SIZE = 122880     # bytes; below M_MMAP_THRESHOLD's default of 128 KiB
     VECTOR_LIMIT = 1024      # Linux's IOV_MAX
     STALE_LIMIT = 100        # events for closed files, before the set is made anew
     LONGEST_WAIT = 86400000  # ms; one day, so that no timeout overflows
 
 
-cdef class Census:
-    """Counts of the native objects alive in this process; a test that leaves one behind sees it here."""
+# What to ask for, and what a report means: an error and a hang-up concern both directions.
+ASK_READ = EPOLLIN
+ASK_WRITE = EPOLLOUT
+ASK_EDGES = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
+CAN_READ = EPOLLIN | EPOLLERR | EPOLLHUP
+CAN_WRITE = EPOLLOUT | EPOLLERR | EPOLLHUP
+BROKEN = EPOLLERR | EPOLLHUP
 
 
-tally = Census()
-census = tally  # the same object, for importers
+cdef long channels_alive = 0
 
 
-def live_objects() -> dict:
-    """How many handles and channels (transports, watchers, listeners) are alive: `{"handles": n, "channels": n}`."""
-    return {"handles": tally.handles, "channels": census.channels}
+def live_channels() -> int:
+    """How many channels (transports, watchers) are alive in this process."""
+    return channels_alive
 
 
 cdef class Poller:
@@ -173,9 +189,9 @@ cdef class Poller:
         clock_gettime(CLOCK_MONOTONIC, &moment)
         return <double>moment.tv_sec + <double>moment.tv_nsec * 1e-9
 
-    cdef void check_signals(self) except *:
+    cdef int check_signals(self) except -1:
         """Run the Python signal handlers that are due."""
-        PyErr_CheckSignals()
+        return PyErr_CheckSignals()
 
     cdef int wait(self, double timeout) except -1:
         """Fetch ready events: at most `timeout` seconds (rounded up to a millisecond), for ever if it is negative.
@@ -284,11 +300,13 @@ cdef class Channel:
     """
 
     def __cinit__(self, *args, **kwargs):
+        global channels_alive
         self.fd = -1
-        tally.channels += 1
+        channels_alive += 1
 
     def __dealloc__(self):
-        tally.channels -= 1
+        global channels_alive
+        channels_alive -= 1
 
     cdef int on_events(self, uint32_t events) except -1:
         """Called with the epoll event mask; only KeyboardInterrupt and SystemExit may come out of it."""
@@ -332,34 +350,56 @@ cdef class Channel:
         return 0
 
     cdef object receive(self, Py_ssize_t limit):
-        """Read once, at most `limit` bytes: the bytes, empty at the end of the stream, or None."""
+        """Read once, at most `limit` bytes: the bytes, empty at the end of the stream, or None.
+
+        Small reads go through the poller's buffer and are copied out at their size. Where the last read was large the
+        next one goes straight into the object that is returned, which is then cut to size; below the size from which
+        glibc would map memory for each of them, for that costs more than the copy.
+        """
         cdef Py_ssize_t count
+        cdef char *target = self.poller.buffer
+        cdef PyObject *data = NULL
         if limit > BUFFER_SIZE:
             limit = BUFFER_SIZE
+        if self.large and limit > DIRECT_SIZE:
+            limit = DIRECT_SIZE
+            data = PyBytes_FromStringAndSize_(NULL, limit)
+            target = PyBytes_AS_STRING_(data)
         while True:
             if self.is_socket:
-                count = recv(self.fd, self.poller.buffer, limit, MSG_DONTWAIT)
+                count = recv(self.fd, target, limit, MSG_DONTWAIT)
             else:
-                count = read(self.fd, self.poller.buffer, limit)
-            if count >= 0:
-                return PyBytes_FromStringAndSize(self.poller.buffer, count)
-            if errno == EAGAIN:
-                return None
-            if errno != EINTR:
-                PyErr_SetFromErrno(OSError)
+                count = read(self.fd, target, limit)
+            if count >= 0 or errno != EINTR:
+                break
             PyErr_CheckSignals()
+        if count >= 0:
+            self.large = count >= LARGE_READ
+            self.full = count == limit
+            if data == NULL:
+                return PyBytes_FromStringAndSize(target, count)
+            _PyBytes_Resize(&data, count)
+            result = <object>data
+            Py_DECREF(result)
+            return result
+        Py_XDECREF(data)
+        if errno == EAGAIN:
+            return None
+        PyErr_SetFromErrno(OSError)
 
     cdef Py_ssize_t receive_into(self, object buffer) except -2:
-        """Read once into a writable buffer: the count, 0 at the end of the stream, or -1."""
+        """Read once into a writable buffer: the count, 0 at the end of the stream (or for an empty buffer), or -1."""
         cdef Py_buffer view
         cdef Py_ssize_t count
-        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
         try:
-            if view.len == 0:
-                raise RuntimeError("get_buffer() returned an empty buffer")
+            PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+        except BufferError:
+            raise TypeError(f"a read-write bytes-like object is required, not {type(buffer).__name__!r}") from None
+        try:
             while True:
                 count = recv(self.fd, view.buf, view.len, MSG_DONTWAIT)
                 if count >= 0:
+                    self.full = count == view.len
                     return count
                 if errno == EAGAIN:
                     return -1

@@ -9,11 +9,12 @@ from asyncio import constants
 from asyncio.log import logger
 from typing import Any
 
+from unwait.loop import kernel
 from unwait.loop.core import Core
-from unwait.loop.transport import POLL_READ, StreamTransport
+from unwait.loop.transport import StreamTransport
 
-WATCH_ERRORS = 0x008  # EPOLLERR, which is reported anyway: it keeps the descriptor in the set
-ENDED = 0x008 | 0x010
+ASK_READ = kernel.ASK_READ
+BROKEN = kernel.BROKEN
 
 
 class PipeTransport(StreamTransport):
@@ -28,11 +29,13 @@ class PipeTransport(StreamTransport):
         if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)):
             raise ValueError("Pipe transport is only for pipes, sockets and character devices")
         os.set_blocking(pipe.fileno(), False)
-        self._attach(loop, pipe, protocol, extra)
-        self.extra["pipe"] = pipe
-        self.backlog = []
+        self._attach(loop, pipe, protocol, {"pipe": pipe, **(extra or {})})
         self.set_protocol(protocol)
         return mode
+
+    def __repr__(self) -> str:
+        state = "closed" if self.resource is None else "closing" if self.closing else "open"
+        return f"<{type(self).__name__} {state} fd={self.fd} bufsize={self.backlog_size}>"
 
 
 class ReadPipeTransport(PipeTransport):
@@ -76,8 +79,9 @@ class WritePipeTransport(PipeTransport):
         extra: dict[str, Any] | None = None,
     ) -> None:
         mode = self._open(loop, pipe, protocol, extra)
-        # A socket says that its reader is gone by becoming readable, a pipe by an error; a terminal says nothing.
-        self.watched = POLL_READ if stat.S_ISSOCK(mode) else WATCH_ERRORS
+        # A socket says that its reader is gone by becoming readable, a pipe by an error, which is
+        # reported unasked: to ask for it just keeps the descriptor in the set. A terminal says nothing.
+        self.watched = ASK_READ if stat.S_ISSOCK(mode) else BROKEN
         self.paused = True
         loop.call_soon(protocol.connection_made, self, context=self.context)
         loop.call_soon(self._begin_watching, waiter, context=self.context)
@@ -93,14 +97,14 @@ class WritePipeTransport(PipeTransport):
             waiter.set_result(None)
 
     def serve_events(self, events: int) -> None:
-        if events & ENDED or events & POLL_READ:
+        if events & BROKEN or events & ASK_READ:
             if self.loop._debug:
                 logger.info("%r was closed by peer", self)
             self._force_close(BrokenPipeError() if self.backlog_size else None)
         else:
             self.write_ready()
 
-    def drained(self) -> None:
+    def flushed(self) -> None:
         if self.closing or self.eof_written:
             self.arm(0)
             self._call_connection_lost(None)

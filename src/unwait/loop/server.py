@@ -436,6 +436,8 @@ class Serving(asyncio.BaseEventLoop):
                 if reuse_address:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
                 if reuse_port:
+                    if not hasattr(socket, "SO_REUSEPORT"):
+                        raise ValueError("reuse_port not supported by socket module")
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
                 if keep_alive:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)

@@ -12,7 +12,10 @@ import asyncio
 import errno
 import os
 import signal
+import sys
 import threading
+import warnings
+from asyncio.log import logger
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -101,14 +104,30 @@ class Signals(asyncio.BaseEventLoop):
         _check_signal(sig)
         if self._signal_handlers.pop(sig, None) is None:
             return False
-        signal.signal(sig, signal.default_int_handler if sig == signal.SIGINT else signal.SIG_DFL)
+        try:
+            signal.signal(sig, signal.default_int_handler if sig == signal.SIGINT else signal.SIG_DFL)
+        except OSError as exc:
+            if exc.errno == errno.EINVAL:
+                raise RuntimeError(f"sig {sig} cannot be caught") from None
+            raise
         if not self._signal_handlers and not self.is_running():
-            signal.set_wakeup_fd(-1)
+            try:
+                signal.set_wakeup_fd(-1)
+            except (ValueError, OSError) as exc:
+                logger.info("set_wakeup_fd(-1) failed: %s", exc)
         return True
 
     def _close_signals(self) -> None:
         """Give every signal its default handler back and close the pipe."""
-        if threading.current_thread() is threading.main_thread():
+        if sys.is_finalizing():
+            if self._signal_handlers:
+                warnings.warn(
+                    f"Closing the loop {self!r} on interpreter shutdown stage, skipping signal handlers removal",
+                    ResourceWarning,
+                    stacklevel=3,
+                    source=self,
+                )
+        elif threading.current_thread() is threading.main_thread():
             for sig in list(self._signal_handlers):
                 self.remove_signal_handler(sig)
         self._signal_handlers.clear()

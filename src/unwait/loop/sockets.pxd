@@ -6,6 +6,8 @@ from unwait.loop.core cimport Core
 from unwait.loop.handles cimport Handle
 from unwait.loop.kernel cimport Channel
 
+cdef uint32_t ASK_READ, ASK_WRITE, CAN_READ, CAN_WRITE
+
 
 cdef class Watcher(Channel):
     cdef SocketCalls loop
@@ -17,12 +19,13 @@ cdef class Watcher(Channel):
     cdef bint drained
 
     cdef int on_events(self, uint32_t events) except -1
-    cdef void readable(self) except *
-    cdef void writable(self) except *
+    cdef object readable(self)
+    cdef object writable(self)
     cdef object wait_readable(self)
     cdef object wait_writable(self)
-    cdef void watch(self, uint32_t event) except *
-    cdef void settle(self) except *
+    cdef object watch(self, uint32_t event)
+    cpdef object forget(self)
+    cdef object settle(self)
 
 
 cdef class SocketCalls(Core):

@@ -16,15 +16,16 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from unwait.loop import kernel
 from unwait.loop.core import Core
 from unwait.loop.handles import Handle
 from unwait.loop.kernel import Channel
 from unwait.loop.network import check_plain_socket
 
-READ = 0x001 | 0x008 | 0x010  # EPOLLIN, and EPOLLERR and EPOLLHUP, which concern both directions
-WRITE = 0x004 | 0x008 | 0x010
-POLL_READ = 0x001
-POLL_WRITE = 0x004
+ASK_READ = kernel.ASK_READ
+ASK_WRITE = kernel.ASK_WRITE
+CAN_READ = kernel.CAN_READ
+CAN_WRITE = kernel.CAN_WRITE
 
 
 class Watcher(Channel):
@@ -40,9 +41,9 @@ class Watcher(Channel):
         self.write_waiters = []
 
     def on_events(self, events: int) -> int:
-        if events & READ:
+        if events & CAN_READ:
             self.readable()
-        if events & WRITE and self.interest & POLL_WRITE:
+        if events & CAN_WRITE and self.interest & ASK_WRITE:
             self.writable()
         return 0
 
@@ -55,7 +56,7 @@ class Watcher(Channel):
                 if not waiter.done():
                     waiter.set_result(None)
         elif self.reader is None:
-            self.arm(self.interest & ~POLL_READ)
+            self.arm(self.interest & ~ASK_READ)
         if self.reader is not None:
             self.loop.run_handle(self.reader)
 
@@ -69,20 +70,20 @@ class Watcher(Channel):
         if self.writer is not None:
             self.loop.run_handle(self.writer)
         elif not self.write_waiters:
-            self.arm(self.interest & ~POLL_WRITE)
+            self.arm(self.interest & ~ASK_WRITE)
 
     def wait_readable(self) -> asyncio.Future[None]:
         """A future for the moment when a read would not wait."""
         waiter = self.loop.create_future()
         self.read_waiters.append(waiter)
-        self.watch(POLL_READ)
+        self.watch(ASK_READ)
         return waiter
 
     def wait_writable(self) -> asyncio.Future[None]:
         """A future for the moment when a write would not wait."""
         waiter = self.loop.create_future()
         self.write_waiters.append(waiter)
-        self.watch(POLL_WRITE)
+        self.watch(ASK_WRITE)
         return waiter
 
     def watch(self, event: int) -> None:
@@ -90,13 +91,22 @@ class Watcher(Channel):
         if not (self.interest & event and self.attached()):
             self.rearm((self.interest if self.attached() else 0) | event)
 
+    def forget(self) -> None:
+        """The loop is closed: let go of the callbacks."""
+        for handle in (self.reader, self.writer):
+            if handle is not None:
+                handle.cancel()
+        self.reader = self.writer = None
+        self.read_waiters = []
+        self.write_waiters = []
+
     def settle(self) -> None:
         """Ask for just what is waited for."""
         wanted = 0
         if self.reader is not None or self.read_waiters:
-            wanted |= POLL_READ
+            wanted |= ASK_READ
         if self.writer is not None or self.write_waiters:
-            wanted |= POLL_WRITE
+            wanted |= ASK_WRITE
         self.rearm(wanted)
 
 
@@ -105,6 +115,12 @@ class SocketCalls(Core):
 
     def __cinit__(self) -> None:
         self.watchers = {}
+
+    def _close_core(self) -> None:
+        for watcher in self.watchers.values():
+            watcher.forget()
+        self.watchers.clear()
+        super()._close_core()
 
     def socket_watcher(self, sock: socket.socket) -> Watcher:
         """The watcher bound to this socket object. TypeError, ValueError for what cannot be worked on."""
@@ -216,6 +232,8 @@ class SocketCalls(Core):
     async def sock_recv(self, sock: socket.socket, nbytes: int) -> bytes:
         """Receive up to `nbytes` (at most 256 KiB at a time); empty at the end of the stream."""
         watcher = self.socket_watcher(sock)
+        if nbytes < 0:
+            raise ValueError("negative buffersize in recv")
         if watcher.drained:
             await watcher.wait_readable()
         while True:
@@ -287,13 +305,10 @@ class SocketCalls(Core):
         """Connect to `address`; a host name in it is resolved first."""
         watcher = self.socket_watcher(sock)
         if sock.family == socket.AF_INET or sock.family == socket.AF_INET6:
-            infos = await self.getaddrinfo(
-                *address[:2], family=sock.family, type=sock.type, proto=sock.proto
+            infos = await self._ensure_resolved(
+                address, family=sock.family, type=sock.type, proto=sock.proto, loop=self
             )
-            if not infos:
-                raise OSError("getaddrinfo() returned empty list")
-            resolved = infos[0][4]
-            address = resolved[:2] + tuple(address[2:]) if len(address) > 2 else resolved
+            address = infos[0][4]
         try:
             sock.connect(address)
             return

@@ -1,12 +1,13 @@
 # cython: nonecheck=True
 """TLS between a stream transport and an application protocol.
 
-`TLSProtocol` is the protocol of the transport below: what that receives goes through OpenSSL (`tls_engine`) to the
-application's protocol; what the application writes to its `TLSTransport` goes through OpenSSL to the transport below, at
-once. That may be any asyncio transport: a socket's, a pipe's, another `TLSTransport` (TLS in TLS).
+`TLSProtocol` is the protocol of the transport below: what that receives goes through OpenSSL (`tls_engine`)
+to the application's protocol; what the application writes to its `TLSTransport` goes through OpenSSL to the
+transport below, at once. That may be any asyncio transport: a socket's, a pipe's, another `TLSTransport`
+(TLS in TLS).
 
-What the application writes while it is being called is encrypted at once and sent when the call returns: many writes,
-one packet. What the transport below has no room for is not encrypted but kept as it is.
+What the application writes while it is being called is encrypted at once and sent when the call returns:
+many writes, one packet. What the transport below has no room for is not encrypted but kept as it is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ STATE_NAMES = ("UNWRAPPED", "DO_HANDSHAKE", "WRAPPED", "FLUSHING", "SHUTDOWN")
 # The one state that may follow each, beside UNWRAPPED, which may follow any.
 NEXT_STATE = {UNWRAPPED: DO_HANDSHAKE, DO_HANDSHAKE: WRAPPED, WRAPPED: FLUSHING, FLUSHING: SHUTDOWN}
 
-# What the application protocol has been told: connection_made, then eof_received perhaps, then connection_lost.
+# What the application protocol has been told: connection_made, perhaps eof_received, connection_lost.
 APP_INIT = 0
 APP_CONNECTED = 1
 APP_EOF = 2
@@ -44,7 +45,7 @@ ANY_SIZE = 1 << 30
 
 
 def flow_control_limits(high: int | None, low: int | None, default_high: int) -> tuple[int, int]:
-    """Complete a pair of watermarks, in bytes: high is 4 * low where only low is given, low a quarter of high.
+    """Complete a pair of watermarks, in bytes: where one is missing, high is four times low.
 
     Raises ValueError unless high >= low >= 0.
     """
@@ -82,9 +83,9 @@ def default_context(server_side: bool, server_hostname: str | None) -> ssl.SSLCo
 class TLSProtocol:
     """One TLS connection. `app_transport` is the application's transport, None once the connection is lost.
 
-    loop: any asyncio loop. sslcontext: None for a client's default. waiter: None, or a future that is done when the
-    handshake is, or fails as it does. call_connection_made: False where the application protocol has had that
-    call (`start_tls`). The timeouts, in seconds, are 60 for the handshake, 30 for the shutdown.
+    loop: any asyncio loop. sslcontext: None for a client's default. waiter: None, or a future that is done
+    when the handshake is, or fails as it does. call_connection_made: False where the application protocol has
+    had that call (`start_tls`). The timeouts, in seconds, are 60 for the handshake, 30 for the shutdown.
 
     Raises ValueError for timeouts that are not positive and for a server without a context, and what
     `SSLContext.wrap_bio` raises.
@@ -142,8 +143,8 @@ class TLSProtocol:
         self.set_app_protocol(app_protocol)
         self.app_transport: Any = TLSTransport(loop, self)
 
-    @property
-    def __class__(self) -> type:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         # A compiled class cannot inherit it; transports ask isinstance() how to deliver.
         return asyncio.Protocol
 
@@ -152,7 +153,8 @@ class TLSProtocol:
 
     def _set_state(self, new_state: int) -> None:
         if new_state != UNWRAPPED and NEXT_STATE.get(self._state) != new_state:
-            raise RuntimeError(f"cannot switch state from {STATE_NAMES[self._state]} to {STATE_NAMES[new_state]}")
+            names = STATE_NAMES[self._state], STATE_NAMES[new_state]
+            raise RuntimeError(f"cannot switch state from {names[0]} to {names[1]}")
         self._state = new_state
 
     def set_app_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -209,7 +211,7 @@ class TLSProtocol:
         self.app_transport = None
         self.app_protocol = None
         if exc is None:
-            self._wake_waiter(ConnectionAbortedError("the connection was closed during the SSL handshake"))
+            self._wake_waiter(ConnectionAbortedError("connection closed during the SSL handshake"))
         else:
             self._wake_waiter(exc)
         if was_connected:
@@ -238,7 +240,7 @@ class TLSProtocol:
         if self._loop.get_debug():
             logger.debug("%r received EOF", self)
         if self._state == DO_HANDSHAKE:
-            self._on_handshake_complete(ConnectionResetError("the peer closed the connection during the SSL handshake"))
+            self._on_handshake_complete(ConnectionResetError("connection closed during the SSL handshake"))
         elif self._state == WRAPPED:
             self._read_on()
         elif self._state == FLUSHING:
@@ -254,8 +256,11 @@ class TLSProtocol:
         self._raw_writing_paused = False
         if self._state == FLUSHING:
             self._do_flush()
-        else:
+            return
+        try:
             self._flush()
+        except Exception as exc:
+            self._fatal_error(exc, "Fatal error on SSL protocol")
 
     # Handshake
 
@@ -273,12 +278,9 @@ class TLSProtocol:
     def _on_handshake_timeout(self) -> None:
         self._timer = None
         if self._state == DO_HANDSHAKE:
-            self._fatal_error(
-                ConnectionAbortedError(
-                    f"SSL handshake is taking longer than {self._handshake_timeout} seconds: aborting the connection"
-                ),
-                "Fatal error on transport",
-            )
+            message = f"SSL handshake is taking longer than {self._handshake_timeout} seconds"
+            exc = ConnectionAbortedError(f"{message}: aborting the connection")
+            self._fatal_error(exc, "Fatal error on transport")
 
     def _on_handshake_complete(self, exc: BaseException | None) -> None:
         self._cancel_timer()
@@ -442,7 +444,7 @@ class TLSProtocol:
                 done = self._encrypt(data, size)
                 if done < size:
                     self.append_backlog(memoryview(data)[done:])
-                if not self._in_app:
+                if not self._in_app or self._engine.full():
                     self._send()
             except Exception as exc:
                 self._fatal_error(exc, "Fatal error on SSL protocol")
@@ -605,6 +607,10 @@ class TLSProtocol:
         transport = self._transport
         # The alert that tells the peer why, if OpenSSL has made one.
         self._send()
+        if self._state != DO_HANDSHAKE:
+            self._set_state(UNWRAPPED)
+        if self.app_transport is not None:
+            self.app_transport._closed = True
         self._force_close_raw(exc)
         if isinstance(exc, OSError):
             if self._loop.get_debug():

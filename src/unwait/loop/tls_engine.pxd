@@ -18,11 +18,13 @@ cdef class TLSEngine:
     cdef readonly bint peer_closed
     cdef readonly bint waits_for_peer
     cdef bint partial_record
+    cdef Py_ssize_t batched
 
     cpdef feed(self, data)
     cpdef Py_ssize_t received(self) except -1
     cpdef bint readable(self) except -1
     cpdef Py_ssize_t unsent(self) except -1
+    cpdef bint full(self) except -1
     cpdef take(self)
     cpdef bint handshake(self) except -1
     @cython.locals(size=Py_ssize_t, count=Py_ssize_t, pieces=list)
@@ -30,6 +32,6 @@ cdef class TLSEngine:
     @cython.locals(filled=Py_ssize_t, count=Py_ssize_t)
     cpdef Py_ssize_t decrypt_into(self, buffer, Py_ssize_t size) except -1
     cpdef discard(self)
-    @cython.locals(done=Py_ssize_t)
+    @cython.locals(count=Py_ssize_t)
     cpdef Py_ssize_t encrypt(self, data, Py_ssize_t start, Py_ssize_t size) except -1
     cpdef bint shutdown(self) except -1

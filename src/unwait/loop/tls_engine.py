@@ -1,15 +1,17 @@
 # cython: nonecheck=True
-"""OpenSSL between two memory buffers: cipher text goes in and out as bytes, and nothing here knows of sockets or loops.
+"""OpenSSL between two memory buffers: cipher text goes in and out as bytes; no sockets, no loop.
 
 What the reading and writing of a message rely on:
 
-- One read gives the plain text of one record at most (16 KiB), and all of it if more than that is asked for. OpenSSL
-  takes from `incoming` what one record needs and no more. So when a read gave less than was asked for and `incoming`
-  is empty, nothing is left to read; the next read would only raise SSLWantReadError, which costs more than all
-  the rest of a small message, and it is spared.
-- One write takes one record at most and says how much it took. A memory buffer never refuses a record, so a write
-  stops half way only when the peer must speak first (a renegotiation, up to TLS 1.2).
-- A read may write: an answer to a key update or a renegotiation, an alert. `outgoing` is to be looked at after each.
+- One read gives the plain text of one record at most (16 KiB), and all of it if more than that is asked
+  for. OpenSSL takes from `incoming` what one record needs and no more. So when a read gave less than was
+  asked for and `incoming` is empty, nothing is left to read; the next read would only raise
+  SSLWantReadError, which costs more than all the rest of a small message, and it is spared.
+- A memory buffer never refuses what is written, so a write takes all or nothing, and nothing only when the
+  peer must speak first (a renegotiation, up to TLS 1.2). OpenSSL then insists on getting the same bytes
+  again. A memory buffer cannot hold 2 GiB, so large writes are cut.
+- A read may write: an answer to a key update or a renegotiation, an alert. `outgoing` is to be looked at
+  after each.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 # Bytes asked for in one read: more than the plain text of any record.
 RECORD_SIZE = 16 * 1024 + 1
-# Bytes of cipher text that one call makes of a large write, so that its memory does not grow with the write.
+# Bytes encrypted in one call, so that a large write is not held in memory twice.
 BATCH_SIZE = 256 * 1024
 
 PEER_MUST_SPEAK = (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLSyscallError)
@@ -28,8 +30,8 @@ PEER_MUST_SPEAK = (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLSyscallEr
 class TLSEngine:
     """One side of one TLS connection.
 
-    Raises what `SSLContext.wrap_bio` raises; the methods raise `ssl.SSLError` where OpenSSL gives up, and have then
-    often put an alert for the peer into `outgoing`.
+    Raises what `SSLContext.wrap_bio` raises; the methods raise `ssl.SSLError` where OpenSSL gives up, often
+    with an alert for the peer left in `outgoing`.
     """
 
     def __init__(self, context: ssl.SSLContext, server_side: bool, server_hostname: str | None) -> None:
@@ -48,6 +50,7 @@ class TLSEngine:
         self.peer_closed = False
         self.waits_for_peer = False
         self.partial_record = False
+        self.batched = 0
 
     def feed(self, data: Any) -> None:
         """Take cipher text from the peer."""
@@ -65,8 +68,13 @@ class TLSEngine:
         """Bytes of cipher text that `take` would return."""
         return self.outgoing.pending
 
+    def full(self) -> bool:
+        """Whether enough was encrypted since the last `take` for another one."""
+        return self.batched >= BATCH_SIZE
+
     def take(self) -> Any:
         """The cipher text to send to the peer, which is forgotten here."""
+        self.batched = 0
         return self.outgoing_read()
 
     def handshake(self) -> bool:
@@ -78,9 +86,9 @@ class TLSEngine:
         return True
 
     def decrypt(self, expected: int) -> Any:
-        """All the plain text there is, or None. Sets `peer_closed` when the peer's close_notify is reached.
+        """All the plain text there is, or None. Sets `peer_closed` at the peer's close_notify.
 
-        expected: a guess at its size in bytes, from above; a good one saves memory, a bad one is not an error.
+        expected: a guess at its size in bytes, from above; a good one saves memory, a bad one does no harm.
         """
         first = None
         pieces = None
@@ -107,7 +115,7 @@ class TLSEngine:
         return first if pieces is None else b"".join(pieces)
 
     def decrypt_into(self, buffer: Any, size: int) -> int:
-        """Decrypt into a writable buffer of `size` bytes; returns how many it got. If it is full there may be more."""
+        """Decrypt into a buffer of `size` bytes; returns how many came. If it is full, there may be more."""
         target = buffer
         filled = 0
         try:
@@ -135,20 +143,21 @@ class TLSEngine:
             pass
 
     def encrypt(self, data: Any, start: int, size: int) -> int:
-        """Encrypt `data`, `size` bytes, from `start` on; returns where it stopped.
+        """Encrypt some of `data`, which is `size` bytes, from `start` on; returns where it stopped.
 
-        That is before the end when `BATCH_SIZE` bytes are to be taken first, or, if `waits_for_peer`, fed.
+        That is the end, or `BATCH_SIZE` bytes on, or `start` itself if `waits_for_peer`: then the same is to
+        be tried again once the peer has been heard.
         """
         self.waits_for_peer = False
-        done = start
+        if start or size > BATCH_SIZE:
+            data = memoryview(data)[start : start + BATCH_SIZE]
         try:
-            if done == 0:
-                done = self.ssl_write(data)
-            while done < size and self.outgoing.pending < BATCH_SIZE:
-                done += self.ssl_write(memoryview(data)[done:])
+            count: int = self.ssl_write(data)
         except PEER_MUST_SPEAK:
             self.waits_for_peer = True
-        return done
+            return start
+        self.batched += count
+        return start + count
 
     def shutdown(self) -> bool:
         """Say goodbye (close_notify); False until the peer has said it as well."""

@@ -35,8 +35,8 @@ class TLSTransport:
         self._ssl_protocol = protocol
         self._closed = False
 
-    @property
-    def __class__(self) -> type:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return SSLTransport
 
     def __repr__(self) -> str:
@@ -44,11 +44,10 @@ class TLSTransport:
 
     def __del__(self) -> None:
         if not self._closed:
-            self._closed = True
             warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """`sslcontext`; after the handshake `ssl_object`, `peercert`, `cipher`, `compression`; or what is known below."""
+        """`sslcontext`; after a handshake `ssl_object`, `peercert`, `cipher`, `compression`; or as below."""
         return self._ssl_protocol.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -64,7 +63,7 @@ class TLSTransport:
         return self._closed
 
     def close(self) -> None:
-        """Send what is buffered, tell the peer (close_notify), wait for its answer, then close what is below."""
+        """Send what is buffered, exchange close_notify with the peer, then close what is below."""
         if not self._closed:
             self._closed = True
             self._ssl_protocol.start_shutdown()
@@ -82,7 +81,7 @@ class TLSTransport:
         return not self._ssl_protocol._app_reading_paused
 
     def pause_reading(self) -> None:
-        """Deliver no data until `resume_reading`. Above the read buffer's high watermark nothing is received either."""
+        """Deliver no data until `resume_reading`; above the high watermark receive none either."""
         self._ssl_protocol.pause_app_reading()
 
     def resume_reading(self) -> None:
@@ -107,8 +106,8 @@ class TLSTransport:
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Pause the protocol above `high` bytes (512 KiB), resume it at `low` (a quarter of `high`).
 
-        Limits that are given are set below as well, where most of what is not yet sent waits. Raises ValueError
-        unless high >= low >= 0.
+        Limits that are given are set below as well, where most of what is not yet sent waits.
+        Raises ValueError unless high >= low >= 0.
         """
         self._ssl_protocol.set_write_limits(high, low)
 

@@ -1,7 +1,14 @@
 """Transports over a stream: sockets here, pipes in `pipes`.
 
-Reading is level-triggered: one `recv` into the loop's buffer per report, copied out at its exact size. Writing tries the
-kernel at once; only what it would not take is kept, in order, and gathered into one `sendmsg` when it would.
+Reading is one `recv` into the loop's buffer per report, copied out at its exact size. Writing tries the kernel at once;
+only what it would not take is kept, in order, and gathered into one `sendmsg` when it would.
+
+TCP is watched edge-triggered: one `epoll_ctl` for a connection's whole life, none for pausing, resuming or a full send
+buffer, and the kernel does not look at each socket a second time after each report, as it does for level-triggered
+ones. The price is to know when a socket is empty, for only then will the next edge come. A TCP read that did not fill
+its buffer has emptied the socket, unless the report spoke of more than data (the peer's end, an error, urgent data);
+a socket that may not be empty is read again in the next iteration. Unix sockets, pipes and terminals give short reads
+for other reasons as well and stay level-triggered.
 """
 
 from __future__ import annotations
@@ -17,16 +24,20 @@ from typing import Any
 
 from cython.cimports.cpython.contextvars import PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
 
+from unwait.loop import kernel
 from unwait.loop.core import Core
 from unwait.loop.kernel import Channel
 
-READ = 0x001 | 0x008 | 0x010  # EPOLLIN, and EPOLLERR and EPOLLHUP, which concern both directions
-WRITE = 0x004 | 0x008 | 0x010
-POLL_READ = 0x001
-POLL_WRITE = 0x004
+ASK_READ = kernel.ASK_READ
+ASK_WRITE = kernel.ASK_WRITE
+ASK_EDGES = kernel.ASK_EDGES
+CAN_READ = kernel.CAN_READ
+CAN_WRITE = kernel.CAN_WRITE
+PLAIN_EVENTS = ASK_READ | ASK_WRITE
 
 DEFAULT_HIGH_WATER = 64 * 1024  # bytes, asyncio's
 READ_SIZE = 256 * 1024  # bytes, asyncio's
+INTERNET = (socket.AF_INET, socket.AF_INET6)
 NOISY_WRITES = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 
 
@@ -40,7 +51,7 @@ class FlowControlled(Channel):
         self.fd = resource.fileno()
         self.resource = resource
         self.context = PyContext_CopyCurrent()
-        self.extra = {} if extra is None else extra
+        self.extra = extra
         self.high_water = DEFAULT_HIGH_WATER
         self.low_water = DEFAULT_HIGH_WATER // 4
 
@@ -56,24 +67,46 @@ class FlowControlled(Channel):
     def _protocol_paused(self) -> bool:
         return self.protocol_paused
 
-    def _add_addresses(self) -> None:
-        """Note both ends' addresses while the socket still knows them."""
-        if "sockname" not in self.extra:
+    def note_peername(self) -> None:
+        """Learn the peer's address while the socket still knows it: after a reset it does not."""
+        if self.extra is not None and "peername" in self.extra:
+            return
+        try:
+            self.peername = self.resource.getpeername()
+        except OSError:
+            self.peername = None
+
+    def note_sockname(self) -> None:
+        """Learn our own address: when it is asked for, or at the last moment."""
+        if self.sockname is None and self.is_socket:
             try:
-                self.extra["sockname"] = self.resource.getsockname()
+                self.sockname = self.resource.getsockname()
             except OSError:
-                self.extra["sockname"] = None
-        if "peername" not in self.extra:
-            try:
-                self.extra["peername"] = self.resource.getpeername()
-            except OSError:
-                self.extra["peername"] = None
+                self.sockname = None
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """`socket`, `sockname`, `peername` (a pipe: `pipe`), or `default`."""
-        if name == "socket" and "socket" not in self.extra and self.is_socket and self.resource is not None:
-            self.extra["socket"] = trsock.TransportSocket(self.resource)
-        return self.extra.get(name, default)
+        if self.extra is not None and name in self.extra:
+            return self.extra[name]
+        if self.is_socket:
+            if name == "peername":
+                return self.peername
+            if name == "sockname":
+                if self.resource is not None:
+                    self.note_sockname()
+                return self.sockname
+            if name == "socket" and self.resource is not None:
+                if self.extra is None:
+                    self.extra = {}
+                view = self.extra["socket"] = trsock.TransportSocket(self.resource)
+                return view
+        return default
+
+    def close_resource(self) -> None:
+        if self.resource is not None:
+            self.note_sockname()
+            self.resource.close()
+            self.resource = None
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """The protocol that receives this transport's calls."""
@@ -167,6 +200,13 @@ class FlowControlled(Channel):
         if self.resource is not None:
             warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.resource.close()
+            self.detach_server()
+
+    def detach_server(self) -> None:
+        """Let the server that accepted this connection, if one did, know that it is gone."""
+        if self.server is not None:
+            self.server._detach(self)
+            self.server = None
 
 
 class StreamTransport(FlowControlled):
@@ -186,13 +226,13 @@ class StreamTransport(FlowControlled):
     ) -> None:
         self._attach(loop, sock, protocol, extra)
         self.is_socket = True
-        self.backlog = []
-        self._add_addresses()
+        self.note_peername()
         self.set_protocol(protocol)
         self.server = server
         if server is not None:
             server._attach(self)
-        if sock.family != socket.AF_UNIX and sock.proto in (0, socket.IPPROTO_TCP):
+        self.edge = sock.family in INTERNET and sock.proto in (0, socket.IPPROTO_TCP)
+        if self.edge:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         loop.call_soon(protocol.connection_made, self, context=self.context)
         loop.call_soon(self._begin, waiter, context=self.context)
@@ -209,15 +249,18 @@ class StreamTransport(FlowControlled):
             info.append("closing")
         info.append(f"fd={self.fd}")
         if self.resource is not None:
-            info.append(f"read={'polling' if self.interest & POLL_READ else 'idle'}")
-            state = "polling" if self.interest & POLL_WRITE else "idle"
-            info.append(f"write=<{state}, bufsize={self.backlog_size}>")
+            info.append(f"read={'polling' if self.interest & ASK_READ and not self.paused else 'idle'}")
+            info.append(f"write=<{'polling' if self.backlog_size else 'idle'}, bufsize={self.backlog_size}>")
         return f"<{' '.join(info)}>"
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
         """Start reading, once `connection_made` has been called."""
-        if self.is_reading():
-            self.arm(self.interest | POLL_READ)
+        self.drained = True
+        if self.edge:
+            if not self.closing:
+                self.arm(ASK_EDGES)
+        elif self.is_reading():
+            self.arm(self.interest | ASK_READ)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
@@ -237,7 +280,8 @@ class StreamTransport(FlowControlled):
         """Deliver no data until `resume_reading`; no effect if paused or closing."""
         if self.is_reading():
             self.paused = True
-            self.arm(self.interest & ~POLL_READ)
+            if not self.edge:
+                self.arm(self.interest & ~ASK_READ)
             if self.loop._debug:
                 logger.debug("%r pauses reading", self)
 
@@ -245,7 +289,10 @@ class StreamTransport(FlowControlled):
         """Deliver data again; no effect if not paused or closing."""
         if self.paused and not self.closing:
             self.paused = False
-            self.arm(self.interest | POLL_READ)
+            if not self.edge:
+                self.arm(self.interest | ASK_READ)
+            elif not self.drained:
+                self.loop.call_soon(self._read_more, context=self.context)
             if self.loop._debug:
                 logger.debug("%r resumes reading", self)
 
@@ -263,13 +310,35 @@ class StreamTransport(FlowControlled):
         return 0
 
     def serve_events(self, events: int) -> None:
-        if events & READ and self.interest & POLL_READ:
-            if self.buffered:
-                self.read_ready_into()
-            else:
-                self.read_ready()
-        if events & WRITE and self.interest & POLL_WRITE:
+        if events & CAN_READ:
+            if self.edge:
+                self.drained = False
+                self.sure = events & ~PLAIN_EVENTS == 0
+                self.read_some()
+            elif self.interest & ASK_READ:
+                self.read_some()
+        if events & CAN_WRITE and self.backlog_size:
             self.write_ready()
+
+    def read_some(self) -> None:
+        if self.paused or self.closing or self.eof_read:
+            return
+        if self.buffered:
+            self.read_ready_into()
+        else:
+            self.read_ready()
+
+    def _read_more(self) -> None:
+        """Read again what an edge-triggered report of the past may have left behind."""
+        if not self.drained:
+            self.read_some()
+
+    def note_read(self) -> None:
+        """After a read from an edge-triggered socket: see that what is left in it is read as well."""
+        if self.sure and not self.full:
+            self.drained = True
+        else:
+            self.loop.call_soon(self._read_more, context=self.context)
 
     def read_ready(self) -> None:
         try:
@@ -278,10 +347,13 @@ class StreamTransport(FlowControlled):
             self.fail(exc, "Fatal read error on socket transport")
             return
         if data is None:
+            self.drained = self.sure = True
             return
         if not data:
             self.read_eof()
             return
+        if self.edge:
+            self.note_read()
         try:
             self.data_received(data)
         except (SystemExit, KeyboardInterrupt):
@@ -307,10 +379,13 @@ class StreamTransport(FlowControlled):
             self.fail(exc, "Fatal read error on socket transport")
             return
         if count < 0:
+            self.drained = self.sure = True
             return
         if count == 0:
             self.read_eof()
             return
+        if self.edge:
+            self.note_read()
         try:
             self.buffer_updated(count)
         except (SystemExit, KeyboardInterrupt):
@@ -328,8 +403,10 @@ class StreamTransport(FlowControlled):
         except BaseException as exc:
             self.fail(exc, "Fatal error: protocol.eof_received() call failed.")
             return
+        self.eof_read = True
         if keep_open:
-            self.arm(self.interest & ~POLL_READ)
+            if not self.edge:
+                self.arm(self.interest & ~ASK_READ)
         else:
             self.close()
 
@@ -366,7 +443,7 @@ class StreamTransport(FlowControlled):
             if count < 0:
                 count = 0
             self.keep(data, count)
-            self.arm(self.interest | POLL_WRITE)
+            self.watch_writing()
         else:
             self.keep(data, 0)
         self.maybe_pause_protocol()
@@ -382,13 +459,19 @@ class StreamTransport(FlowControlled):
         if not buffers or self.refuses_write(buffers):
             return
         idle = self.backlog_size == 0
+        if self.backlog is None:
+            self.backlog = []
         self.backlog += buffers
         self.backlog_size += sum(map(len, buffers))
         if idle:
             self.write_some()
             if self.backlog_size and not self.lost:
-                self.arm(self.interest | POLL_WRITE)
+                self.watch_writing()
         self.maybe_pause_protocol()
+
+    def watch_writing(self) -> None:
+        if not self.edge:
+            self.arm(self.interest | ASK_WRITE)
 
     def keep(self, data: bytes | bytearray | memoryview, sent: int) -> None:
         """Keep what the kernel has not taken of `data`; what its owner may change is copied."""
@@ -396,6 +479,7 @@ class StreamTransport(FlowControlled):
             data = bytes(memoryview(data).cast("B")[sent:])
             sent = 0
         if not self.backlog:
+            self.backlog = []
             self.backlog_start = sent
         self.backlog.append(data)
         self.backlog_size += len(data) - sent
@@ -435,10 +519,11 @@ class StreamTransport(FlowControlled):
             return
         self.maybe_resume_protocol()  # may write more
         if self.backlog_size == 0:
-            self.arm(self.interest & ~POLL_WRITE)
-            self.drained()
+            if not self.edge:
+                self.arm(self.interest & ~ASK_WRITE)
+            self.flushed()
 
-    def drained(self) -> None:
+    def flushed(self) -> None:
         """The backlog is empty: do what waited for that."""
         if self.empty_waiter is not None and not self.empty_waiter.done():
             self.empty_waiter.set_result(None)
@@ -476,7 +561,8 @@ class StreamTransport(FlowControlled):
         if self.closing:
             return
         self.closing = True
-        self.arm(self.interest & ~POLL_READ)
+        if not self.edge:
+            self.arm(self.interest & ~ASK_READ)
         if self.backlog_size == 0:
             self.lost += 1
             self.arm(0)
@@ -501,10 +587,7 @@ class StreamTransport(FlowControlled):
             if self.protocol is not None:
                 self.protocol.connection_lost(exc)
         finally:
-            if self.resource is not None:
-                self.resource.close()
-            self.resource = self.protocol = None
+            self.close_resource()
+            self.protocol = None
             self.data_received = self.get_buffer = self.buffer_updated = None
-            if self.server is not None:
-                self.server._detach(self)
-                self.server = None
+            self.detach_server()
