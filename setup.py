@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 # `optional`: where no compiler is found the package still installs, on asyncio's own loop.
-MODULES = ["kernel.pyx", "handles.py", "core.py", "transport.py", "datagram.py", "pipes.py", "sockets.py", "tls.py", "tls_transport.py"]
+MODULES = ["kernel.pyx", "handles.py", "core.py", "transport.py", "datagram.py", "pipes.py", "sockets.py", "streams.py", "tls.py", "tls_engine.py", "tls_transport.py"]
 
 
 def extensions() -> list[Extension]:

@@ -11,8 +11,7 @@ from unwait.loop import (
     start_server,
     start_unix_server,
 )
-
-__version__ = "0.1.0"
+from unwait.version import __version__
 
 __all__ = [
     "Loop",

@@ -43,6 +43,7 @@ class DatagramTransport(FlowControlled):
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
+        connection_made = protocol.connection_made  # what is no protocol fails before anything is taken over
         self._attach(loop, sock, protocol, extra)
         self.is_socket = True
         self.address = address
@@ -51,7 +52,7 @@ class DatagramTransport(FlowControlled):
         self.backlog = deque()
         self.note_peername()
         self.set_protocol(protocol)
-        loop.call_soon(protocol.connection_made, self, context=self.context)
+        loop.call_soon(connection_made, self, context=self.context)
         loop.call_soon(self._begin, waiter, context=self.context)
 
     @property
@@ -59,7 +60,7 @@ class DatagramTransport(FlowControlled):
         return Facade
 
     def __repr__(self) -> str:
-        state = "closed " if self.resource is None else "closing " if self.closing else ""
+        state = "closed " if self.released else "closing " if self.closing else ""
         return f"<{type(self).__name__} {state}fd={self.fd} bufsize={self.backlog_size}>"
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:

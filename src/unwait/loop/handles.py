@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import inspect
 import sys
+import weakref
 from asyncio import format_helpers
 from collections.abc import Callable
 from typing import Any
@@ -34,10 +35,13 @@ def cancelled_mark() -> object:
 
 
 class Origin:
-    """What the handles of one loop share: the way back to the loop. References to it count the handles alive."""
+    """What the handles of one loop share: the way back to the loop. References to it count the handles alive.
+
+    The way back is weak: a loop that is dropped with callbacks still scheduled is collected all the same.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        self.loop = weakref.ref(loop)
 
 
 class Notes:
@@ -76,7 +80,7 @@ class Handle:
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        return self.origin.loop
+        return self.origin.loop()
 
     @property
     def _args(self) -> tuple[Any, ...] | None:

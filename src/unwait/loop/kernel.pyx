@@ -242,6 +242,7 @@ cdef class Poller:
             if fd < <uint32_t>len(self.channels):
                 channel = <Channel>self.channels[fd]
             if channel is not None and channel.generation == generation:
+                self.stale = 0
                 channel.on_events(event.events)
             else:
                 # Usual once, for a channel closed by an event before this one; without end, where a duplicate
@@ -289,7 +290,11 @@ cdef class Poller:
         self.open()
         self.count = self.next = 0  # level-triggered: what was pending is reported again
         for channel in self.registered():
-            self.control(channel, EPOLL_CTL_ADD, channel.interest)
+            try:
+                self.control(channel, EPOLL_CTL_ADD, channel.interest)
+            except OSError:  # closed by its owner without a word
+                channel.interest = 0
+                self.channels[channel.fd] = None
         return 0
 
 
@@ -335,7 +340,13 @@ cdef class Channel:
                 channels[self.fd] = None
                 poller.control(self, EPOLL_CTL_DEL, 0)
         elif attached and self.interest:
-            poller.control(self, EPOLL_CTL_MOD, interest)
+            try:
+                poller.control(self, EPOLL_CTL_MOD, interest)
+            except OSError:
+                if interest & ~self.interest:
+                    raise
+                interest = 0  # less was wanted of a descriptor that its owner has closed: it is not even there
+                channels[self.fd] = None
             self.interest = interest
         else:
             while len(channels) <= self.fd:

@@ -34,7 +34,7 @@ class PipeTransport(StreamTransport):
         return mode
 
     def __repr__(self) -> str:
-        state = "closed" if self.resource is None else "closing" if self.closing else "open"
+        state = "closed" if self.released else "closing" if self.closing else "open"
         return f"<{type(self).__name__} {state} fd={self.fd} bufsize={self.backlog_size}>"
 
 
@@ -49,8 +49,9 @@ class ReadPipeTransport(PipeTransport):
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
+        connection_made = protocol.connection_made  # what is no protocol fails before anything is taken over
         self._open(loop, pipe, protocol, extra)
-        loop.call_soon(protocol.connection_made, self, context=self.context)
+        loop.call_soon(connection_made, self, context=self.context)
         loop.call_soon(self._begin, waiter, context=self.context)
 
     @property
@@ -78,12 +79,13 @@ class WritePipeTransport(PipeTransport):
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
+        connection_made = protocol.connection_made  # what is no protocol fails before anything is taken over
         mode = self._open(loop, pipe, protocol, extra)
         # A socket says that its reader is gone by becoming readable, a pipe by an error, which is
         # reported unasked: to ask for it just keeps the descriptor in the set. A terminal says nothing.
         self.watched = ASK_READ if stat.S_ISSOCK(mode) else BROKEN
         self.paused = True
-        loop.call_soon(protocol.connection_made, self, context=self.context)
+        loop.call_soon(connection_made, self, context=self.context)
         loop.call_soon(self._begin_watching, waiter, context=self.context)
 
     @property

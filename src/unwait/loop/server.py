@@ -119,7 +119,7 @@ class Server(asyncio.Server):
             sock.listen(self._backlog)
         self._serving = True
         for sock in self._sockets:
-            self._loop._add_reader(sock.fileno(), self._accept, sock)
+            self._loop._start_serving(self, sock)
 
     def close(self) -> None:
         """Stop listening and close the listening sockets; accepted connections stay open."""
@@ -205,7 +205,7 @@ class Server(asyncio.Server):
 
     def _resume(self, sock: socket.socket) -> None:
         del self._paused[sock]
-        self._loop._add_reader(sock.fileno(), self._accept, sock)
+        self._loop._start_serving(self, sock)
 
     def _start_client(self, conn: socket.socket, peer: Any) -> None:
         """Give an accepted connection its protocol and transport."""
@@ -386,6 +386,10 @@ class Serving(asyncio.BaseEventLoop):
             if made_here:
                 server.close()
             raise
+
+    def _start_serving(self, server: Server, sock: socket.socket) -> None:
+        """Let `server` accept whenever a connection waits on a listening socket."""
+        self._add_reader(sock.fileno(), server._accept, sock)
 
     def _stop_serving(self, sock: socket.socket) -> None:
         """Close a listening socket and hear no more of it."""

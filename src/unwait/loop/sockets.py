@@ -26,6 +26,8 @@ ASK_READ = kernel.ASK_READ
 ASK_WRITE = kernel.ASK_WRITE
 CAN_READ = kernel.CAN_READ
 CAN_WRITE = kernel.CAN_WRITE
+# Waiters of one socket and direction from which on those that were cancelled are dropped.
+WAITERS_KEPT = 8
 
 
 class Watcher(Channel):
@@ -75,6 +77,8 @@ class Watcher(Channel):
     def wait_readable(self) -> asyncio.Future[None]:
         """A future for the moment when a read would not wait."""
         waiter = self.loop.create_future()
+        if len(self.read_waiters) >= WAITERS_KEPT:
+            self.read_waiters = [earlier for earlier in self.read_waiters if not earlier.done()]
         self.read_waiters.append(waiter)
         self.watch(ASK_READ)
         return waiter
@@ -82,6 +86,8 @@ class Watcher(Channel):
     def wait_writable(self) -> asyncio.Future[None]:
         """A future for the moment when a write would not wait."""
         waiter = self.loop.create_future()
+        if len(self.write_waiters) >= WAITERS_KEPT:
+            self.write_waiters = [earlier for earlier in self.write_waiters if not earlier.done()]
         self.write_waiters.append(waiter)
         self.watch(ASK_WRITE)
         return waiter

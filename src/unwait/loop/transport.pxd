@@ -19,6 +19,7 @@ cdef class FlowControlled(Channel):
     cdef object sockname
     cdef object peername
     cdef bint closing
+    cdef bint released
     cdef bint paused
     cdef bint protocol_paused
     cdef Py_ssize_t lost

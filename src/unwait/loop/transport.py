@@ -61,7 +61,7 @@ class FlowControlled(Channel):
 
     @property
     def _sock(self) -> Any:
-        return self.resource
+        return None if self.released else self.resource
 
     @property
     def _protocol_paused(self) -> bool:
@@ -92,10 +92,10 @@ class FlowControlled(Channel):
             if name == "peername":
                 return self.peername
             if name == "sockname":
-                if self.resource is not None:
+                if not self.released:
                     self.note_sockname()
                 return self.sockname
-            if name == "socket" and self.resource is not None:
+            if name == "socket":
                 if self.extra is None:
                     self.extra = {}
                 view = self.extra["socket"] = trsock.TransportSocket(self.resource)
@@ -103,10 +103,10 @@ class FlowControlled(Channel):
         return default
 
     def close_resource(self) -> None:
-        if self.resource is not None:
+        if not self.released:
+            self.released = True
             self.note_sockname()
             self.resource.close()
-            self.resource = None
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """The protocol that receives this transport's calls."""
@@ -197,7 +197,7 @@ class FlowControlled(Channel):
         return True
 
     def __del__(self) -> None:
-        if self.resource is not None:
+        if self.resource is not None and not self.released:
             warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.resource.close()
             self.detach_server()
@@ -224,6 +224,7 @@ class StreamTransport(FlowControlled):
         extra: dict[str, Any] | None = None,
         server: Any = None,
     ) -> None:
+        connection_made = protocol.connection_made  # what is no protocol fails before anything is taken over
         self._attach(loop, sock, protocol, extra)
         self.is_socket = True
         self.note_peername()
@@ -234,7 +235,7 @@ class StreamTransport(FlowControlled):
         self.edge = sock.family in INTERNET and sock.proto in (0, socket.IPPROTO_TCP)
         if self.edge:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        loop.call_soon(protocol.connection_made, self, context=self.context)
+        loop.call_soon(connection_made, self, context=self.context)
         loop.call_soon(self._begin, waiter, context=self.context)
 
     @property
@@ -243,12 +244,12 @@ class StreamTransport(FlowControlled):
 
     def __repr__(self) -> str:
         info = [type(self).__name__]
-        if self.resource is None:
+        if self.released:
             info.append("closed")
         elif self.closing:
             info.append("closing")
         info.append(f"fd={self.fd}")
-        if self.resource is not None:
+        if not self.released:
             info.append(f"read={'polling' if self.interest & ASK_READ and not self.paused else 'idle'}")
             info.append(f"write=<{'polling' if self.backlog_size else 'idle'}, bufsize={self.backlog_size}>")
         return f"<{' '.join(info)}>"
@@ -485,19 +486,26 @@ class StreamTransport(FlowControlled):
         self.backlog_size += len(data) - sent
 
     def write_some(self) -> bool:
-        """Offer the backlog to the kernel once; False if that ended the connection."""
+        """Offer the backlog to the kernel until it takes no more; False if that ended the connection.
+
+        A write cut short, or refused, is what makes the kernel report the next chance to an edge-triggered socket.
+        """
         try:
-            if len(self.backlog) == 1:
-                count = self.send_from(self.backlog[0], self.backlog_start)
-            else:
-                count = self.send_many(self.backlog, 0, self.backlog_start)
+            while self.backlog_size:
+                if len(self.backlog) == 1:
+                    count = self.send_from(self.backlog[0], self.backlog_start)
+                else:
+                    count = self.send_many(self.backlog, 0, self.backlog_start)
+                if count < 0:
+                    break
+                self.consume(count)
+                if self.backlog_start:
+                    break
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
             self.fail(exc, "Fatal write error on socket transport")
             return False
-        if count > 0:
-            self.consume(count)
         return True
 
     def consume(self, count: int) -> None:

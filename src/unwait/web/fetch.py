@@ -15,7 +15,7 @@ from types import TracebackType
 import aiohttp
 from yarl import URL
 
-import unwait
+from unwait.version import __version__
 from unwait.web.causes import Failure, cause, status_cause
 from unwait.web.encoding import ACCEPTED, Decoder
 from unwait.web.text import first_characters
@@ -101,7 +101,7 @@ def _session() -> aiohttp.ClientSession:
         # The number of tasks bounds the connections; a queue here would count its wait as the server's.
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": f"unwait/{unwait.__version__}", "Accept-Encoding": ACCEPTED},
+        headers={"User-Agent": f"unwait/{__version__}", "Accept-Encoding": ACCEPTED},
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         auto_decompress=False,
     )
