@@ -1,12 +1,24 @@
 """Lists the extension modules; everything else about the package stands in pyproject.toml."""
 
 import sys
-from pathlib import Path
 
 from setuptools import Extension, setup
 
 # `optional`: where no compiler is found the package still installs, on asyncio's own loop.
-MODULES = ["kernel.pyx", "handles.py", "core.py", "transport.py", "datagram.py", "pipes.py", "sockets.py", "streams.py", "tls.py", "tls_engine.py", "tls_transport.py"]
+MODULES = [
+    "kernel.pyx",
+    "handles.py",
+    "core.py",
+    "transport.py",
+    "pipes.py",
+    "datagram.py",
+    "sockets.py",
+    "tls_engine.py",
+    "tls_transport.py",
+    "tls.py",
+    "stream_reader.py",
+    "streams.py",
+]
 
 
 def extensions() -> list[Extension]:
@@ -23,7 +35,6 @@ def extensions() -> list[Extension]:
                 extra_compile_args=["-O3"],
             )
             for module in MODULES
-        if Path(f"src/unwait/loop/{module}").exists()
         ],
         compiler_directives={
             "language_level": 3,

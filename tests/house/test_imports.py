@@ -96,9 +96,9 @@ def test_only_the_commands_use_the_public_face(path):
 
 
 def test_the_public_face_is_one_file():
-    """The only other file outside the rooms is `__main__.py`, for `python -m unwait`."""
+    """Besides it, only `version.py` and, for `python -m unwait`, `__main__.py` stand outside the rooms."""
     outside = [path for path in PYTHON_FILES if room_of(path) is None]
-    assert {path.name for path in outside} <= {"__init__.py", "__main__.py"}
+    assert {path.name for path in outside} <= {"__init__.py", "__main__.py", "version.py"}
     for path in outside:
         allowed = {"loop", "flow"} if path.name == "__init__.py" else {"cli"}
         assert {room for room, _ in rooms_imported(path)} <= allowed
@@ -124,7 +124,7 @@ def test_import_unwait_pulls_in_nothing_heavy():
 def test_import_unwait_loads_no_room_but_the_loop_and_flow():
     code = "import sys, unwait; print(' '.join(name for name in sys.modules if name.startswith('unwait.')))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {name.split(".")[1] for name in result.stdout.split()} <= {"loop", "flow"}
+    assert {name.split(".")[1] for name in result.stdout.split()} <= {"loop", "flow", "version"}
 
 
 @pytest.mark.parametrize("path", WRITTEN_FILES, ids=name_of)

@@ -109,6 +109,18 @@ async def test_a_chunk_read_whole_is_not_copied(loop, method, arguments):
     assert await getattr(reader, method)(*arguments) is chunk
 
 
+async def test_chunks_read_together_are_joined(loop, reader_type):
+    reader = reader_type()
+    chunks = [bytes([number]) * size for number, size in enumerate((4000, 3000, 10, 2000, 5000, 1024))]
+    for chunk in chunks:
+        reader.feed_data(chunk)
+    whole = b"".join(chunks)
+    sizes = (4000, 1000, 2005, 2, 5000, 3027)
+    assert [await reader.readexactly(size) for size in sizes] == [
+        whole[sum(sizes[:index]) : sum(sizes[: index + 1])] for index in range(len(sizes))
+    ]
+
+
 async def test_the_end(loop, reader_type):
     reader = reader_type()
     reader.feed_data(b"last")
@@ -521,10 +533,12 @@ def test_half_made_objects_crash_nothing():
 
 # Whatever is fed and read in whatever order, both readers do the same
 
-chunks = st.binary(max_size=12).map(lambda data: bytes(b"ab\r\n"[byte % 4] for byte in data))
+letters = st.binary(max_size=12).map(lambda data: bytes(b"ab\r\n"[byte % 4] for byte in data))
+chunks = st.builds(lambda data, times: data * times, letters, st.sampled_from([1, 1, 300]))
+sizes = st.integers(-1, 12) | st.integers(0, 9000)
 feeds = st.tuples(st.just("feed_data"), chunks)
 reads = st.one_of(
-    st.tuples(st.sampled_from(["read", "readexactly"]), st.integers(-1, 12)),
+    st.tuples(st.sampled_from(["read", "readexactly"]), sizes),
     st.tuples(st.just("readline")),
     st.tuples(st.just("readuntil"), st.sampled_from([b"\n", b"\r\n", b"ab", b"aba"])),
 )
@@ -535,7 +549,7 @@ async def transcript(reader, calls):
     loop = asyncio.get_running_loop()
     transport = Throttled()
     reader.set_transport(transport)
-    late = [b"a", b"b\n", b"\r", b"\nab", b"aab"]
+    late = [b"a", b"bba" * 700, b"b\n", b"\r", b"\nab", b"bb" * 600, b"aab"]
     seen = []
     for name, *arguments in calls:
         if name == "feed_data":
@@ -559,7 +573,7 @@ async def transcript(reader, calls):
 
 
 @settings(max_examples=300, derandomize=True, deadline=None, database=None)
-@given(st.lists(st.one_of(feeds, reads), max_size=12), st.sampled_from([2, 5, 1000]))
+@given(st.lists(st.one_of(feeds, reads), max_size=12), st.sampled_from([2, 5, 1000, 3000]))
 def test_both_readers_agree(calls, limit):
     async def main():
         expected = await transcript(asyncio.StreamReader(limit), calls)

@@ -141,7 +141,8 @@ async def protocol_client(client: Client, address: Address) -> None:
         for size in client.sizes:
             client.stage = "write" if size > 1_000 else "read"
             reply = protocol.expect(size * NUMBER.size)
-            transport.writelines([client.request(size - size // 2), client.request(size // 2)])
+            request = client.request(size)
+            transport.writelines([request[: size * 3], request[size * 3 :]])
             client.check(size, await reply)
     except asyncio.CancelledError:
         transport.abort()
@@ -241,12 +242,13 @@ async def live_and_drop(kind: str, client: Client, address: Address, ticks: int 
         await asyncio.sleep(0)
     if ticks is not None:
         task.cancel()
-    try:
-        await task
+    await asyncio.wait([task])
+    if task.cancelled():
+        tally.dropped[client.stage] += 1
+    else:
+        task.result()
         assert client.replies == len(client.sizes)
         tally.finished += 1
-    except asyncio.CancelledError:
-        tally.dropped[client.stage] += 1
     tally.kinds_of_fd[client.fd].add(kind)
 
 

@@ -100,11 +100,11 @@ async def is_cancelled(address: tuple[str, int], context: ssl.SSLContext, rng: r
     for _ in range(rng.choice((0, 1, 2, 3, 4, 6, 9, 15))):
         await asyncio.sleep(0)
     connecting.cancel()
-    try:
-        _, writer = await connecting
-        writer.transport.abort()
-    except asyncio.CancelledError:
+    await asyncio.wait([connecting])
+    if connecting.cancelled():
         return "cancelled"
+    _, writer = connecting.result()
+    writer.transport.abort()
     return "connected before it was cancelled"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
-from asyncio import open_connection, open_unix_connection, start_server, start_unix_server
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -16,7 +15,10 @@ try:
     import unwait.loop.kernel  # first: the one module that cannot be imported uncompiled
 
     from unwait.loop.eventloop import Loop, live_objects
+    from unwait.loop.streams import open_connection, open_unix_connection, start_server, start_unix_server
 except ImportError:
+    from asyncio import open_connection, open_unix_connection, start_server, start_unix_server
+
     COMPILED = False
     Loop = asyncio.SelectorEventLoop  # type: ignore[misc, assignment]
 

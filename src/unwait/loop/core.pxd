@@ -34,6 +34,7 @@ cdef class Core:
     cdef public bint _stopping
     cdef public bint _debug
     cdef public object _thread_id
+    cdef unsigned long thread
     cdef public object _task_factory
     cdef public object _current_handle
     cdef public double slow_callback_duration
@@ -47,6 +48,7 @@ cdef class Core:
     @cython.locals(timer=TimerHandle)
     cdef TimerHandle schedule(self, double deadline, object callback, tuple args, object context, str method)
     cdef object note_slow(self, object subject, double started)
+    cdef object spin_until_failure(self)
     @cython.locals(handle=Handle)
     cdef object run_once(self)
     @cython.locals(timer=TimerHandle, delay=double)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import cython
+from cython.cimports.cpython.pythread import PyThread_get_thread_ident
 
 from unwait.loop.handles import Handle, Origin, TimerHandle, TimerHeap, cancelled_mark
 from unwait.loop.kernel import Poller
@@ -181,6 +182,8 @@ class Core:
 
     def create_future(self) -> asyncio.Future[Any]:
         """A new future of this loop."""
+        if self.thread == PyThread_get_thread_ident():
+            return Future()  # finds the running loop, this one, faster than it takes a keyword
         return Future(loop=self)
 
     def create_task(
@@ -200,8 +203,8 @@ class Core:
             task = self._task_factory(self, coro, **options)
             if name is not None:
                 task.set_name(name)
-        elif name is None and context is None and not options:
-            task = Task(coro, loop=self)
+        elif name is None and context is None and not options and self.thread == PyThread_get_thread_ident():
+            task = Task(coro)
         else:
             task = Task(coro, loop=self, name=name, context=context, **options)
         return task
@@ -212,23 +215,32 @@ class Core:
         One `try` around many iterations instead of one a callback: entering it is a good part of a callback's cost.
         """
         self.unpolled = CALLBACKS_PER_POLL
+        self.thread = PyThread_get_thread_ident()
         self.phase = POLL
-        while True:
-            try:
-                while True:
-                    self.run_once()
-                    if self._stopping:
-                        return
-            except (SystemExit, KeyboardInterrupt):
-                self.current = None
+        try:
+            while True:
+                self.spin_until_failure()
+                if self._stopping and self.phase == POLL:
+                    break
+        finally:
+            self.thread = 0
+            self.current = None
+
+    def spin_until_failure(self) -> None:
+        """Iterate until `stop`, or until a callback has failed and been reported."""
+        try:
+            while True:
+                self.run_once()
+                if self._stopping:
+                    break
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            handle = self.current
+            if handle is None:
                 raise
-            except BaseException as exc:
-                handle = self.current
-                if handle is None:
-                    raise
-                self.current = None
-                handle.report(exc)
-                handle.release()
+            handle.report(exc)
+            handle.release()
 
     def _live_handles(self) -> int:
         """How many handles of this loop are alive, whoever holds them."""

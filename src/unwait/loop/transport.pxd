@@ -10,22 +10,23 @@ cdef Py_ssize_t READ_SIZE
 
 
 cdef class FlowControlled(Channel):
+    # What every packet touches stands first, for the caches' sake.
     cdef Core loop
-    cdef object protocol
     cdef object context
+    cdef object protocol
+    cdef bint closing
+    cdef bint paused
+    cdef bint protocol_paused
+    cdef bint released
+    cdef Py_ssize_t backlog_size
+    cdef Py_ssize_t lost
+    cdef Py_ssize_t high_water
+    cdef Py_ssize_t low_water
     cdef object resource
     cdef dict extra
     cdef object server
     cdef object sockname
     cdef object peername
-    cdef bint closing
-    cdef bint released
-    cdef bint paused
-    cdef bint protocol_paused
-    cdef Py_ssize_t lost
-    cdef Py_ssize_t backlog_size
-    cdef Py_ssize_t high_water
-    cdef Py_ssize_t low_water
 
     cdef object note_sockname(self)
     cdef object note_peername(self)
@@ -40,8 +41,6 @@ cdef class FlowControlled(Channel):
 
 cdef class StreamTransport(FlowControlled):
     cdef object data_received
-    cdef object get_buffer
-    cdef object buffer_updated
     cdef object empty_waiter
     cdef bint buffered
     cdef bint eof_written
@@ -49,6 +48,8 @@ cdef class StreamTransport(FlowControlled):
     cdef bint edge
     cdef bint drained
     cdef bint sure
+    cdef object get_buffer
+    cdef object buffer_updated
     cdef list backlog
     cdef Py_ssize_t backlog_start
 
