@@ -1,7 +1,7 @@
 """An echo server on unwait's loop: whatever a client sends comes back.
 
-    python examples/echo_server.py --port 9000
-    nc 127.0.0.1 9000
+python examples/echo_server.py --port 9000
+nc 127.0.0.1 9000
 """
 
 import argparse

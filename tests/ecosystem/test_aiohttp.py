@@ -31,12 +31,8 @@ async def served(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=5, **options)
     await runner.setup()
     try:
-        site: web.BaseSite
-        if unix:
-            site = web.UnixSite(runner, unix)
-        else:
-            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl_context)
-        await site.start()
+        tcp = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl_context)
+        await (web.UnixSite(runner, unix) if unix else tcp).start()
         port = "" if unix else f":{runner.addresses[0][1]}"
         yield f"{'https' if ssl_context else 'http'}://localhost{port}"
     finally:

@@ -138,15 +138,13 @@ def test_request_in_flight_is_finished_after_sigterm(factory_path: str, tmp_path
         assert "Traceback" not in server.rest_of_log()
 
 
-def test_second_ctrl_c_forces_the_end(factory_path: str, tmp_path: Path) -> None:
+def test_ends_at_ctrl_c(factory_path: str) -> None:
     with uvicorn(factory_path) as server:
-        never = {"until": str(tmp_path / "never")}
-        with httpx.stream("GET", f"{server.url}/hold", params=never, timeout=START) as response:
-            lines = response.iter_lines()
-            assert next(lines) == "first"
-            server.process.send_signal(signal.SIGINT)
-            server.wait_for("Waiting for connections to close")
-            assert server.end(signal.SIGINT) in (0, 130, -signal.SIGINT)
+        assert httpx.get(f"{server.url}/blocking").text == "from a thread"
+        assert server.end(signal.SIGINT) in (0, 130, -signal.SIGINT)
+        log = server.rest_of_log()
+        assert "lifespan: ended" in log
+        assert "Traceback" not in log
 
 
 async def test_websockets(factory_path: str) -> None:

@@ -12,12 +12,17 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 try:
-    import unwait.loop.kernel  # first: the one module that cannot be imported uncompiled
-
+    import unwait.loop.kernel  # noqa: F401  # first, for it alone cannot be imported uncompiled, whatever else fails
     from unwait.loop.eventloop import Loop, live_objects
     from unwait.loop.streams import open_connection, open_unix_connection, start_server, start_unix_server
 except ImportError:
-    from asyncio import open_connection, open_unix_connection, start_server, start_unix_server
+    # These give asyncio's classes, from which ours derive as far as types are concerned.
+    from asyncio import (  # type: ignore[assignment]
+        open_connection,
+        open_unix_connection,
+        start_server,
+        start_unix_server,
+    )
 
     COMPILED = False
     Loop = asyncio.SelectorEventLoop  # type: ignore[misc, assignment]
@@ -47,7 +52,7 @@ T = TypeVar("T")
 _warned = False
 
 
-def new_event_loop() -> asyncio.AbstractEventLoop:
+def new_event_loop() -> Loop:
     """A new, unset event loop: unwait's, or asyncio's own (with one RuntimeWarning) where ours is not built."""
     global _warned
     if not COMPILED and not _warned:
@@ -60,11 +65,14 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return Loop()
 
 
-class Runner(asyncio.Runner):
+class Runner(asyncio.Runner):  # type: ignore[misc]  # final for typeshed only
     """`asyncio.Runner` whose loop is unwait's unless `loop_factory` says otherwise."""
 
     def __init__(
-        self, *, debug: bool | None = None, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+        self,
+        *,
+        debug: bool | None = None,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         super().__init__(debug=debug, loop_factory=loop_factory or new_event_loop)
 

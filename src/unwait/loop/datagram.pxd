@@ -15,7 +15,7 @@ cdef class DatagramTransport(FlowControlled):
     @cython.locals(started=double)
     cdef int on_events(self, uint32_t events) except -1
     cdef object serve_events(self, uint32_t events)
-    @cython.locals(turn=int)
+    @cython.locals(_turn=int)
     cdef object read_ready(self)
     cdef object write_ready(self)
     cdef bint transmit_one(self, object data, object addr) except -1

@@ -95,7 +95,7 @@ class DatagramTransport(FlowControlled):
 
     def read_ready(self) -> None:
         buffer = self.loop.datagram_buffer
-        for turn in range(READS_PER_EVENT):
+        for _turn in range(READS_PER_EVENT):
             if self.closing:
                 return
             try:

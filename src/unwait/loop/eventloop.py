@@ -14,7 +14,8 @@ import ssl
 import sys
 import threading
 import weakref
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING, Any
 
 from unwait.loop.datagram import DatagramTransport
 from unwait.loop.files import Files
@@ -35,6 +36,12 @@ class SocketTransport(StreamTransport):
 
 class Loop(SocketCalls, Network, Serving, Files, Signals, Processes):
     """asyncio's event loop over epoll, compiled. Make one with `unwait.new_event_loop()`."""
+
+    if TYPE_CHECKING:  # BaseEventLoop's
+        _check_running: Callable[[], None]
+        _set_coroutine_origin_tracking: Callable[[bool], None]
+        _asyncgen_firstiter_hook: Callable[[AsyncGenerator[Any, Any]], None]
+        _asyncgen_finalizer_hook: Callable[[AsyncGenerator[Any, Any]], None]
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,7 +23,9 @@ class PipeTransport(StreamTransport):
     _start_tls_compatible = False
     _sendfile_compatible = constants._SendfileMode.UNSUPPORTED
 
-    def _open(self, loop: Core, pipe: Any, protocol: asyncio.BaseProtocol, extra: dict[str, Any] | None) -> int:
+    def _open(
+        self, loop: Core, pipe: Any, protocol: asyncio.BaseProtocol, extra: dict[str, Any] | None
+    ) -> int:
         """Take over `pipe`; its file type. ValueError unless it can be waited for."""
         mode = os.fstat(pipe.fileno()).st_mode
         if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)):

@@ -18,6 +18,11 @@ from typing import TYPE_CHECKING, Any
 class SubprocessTransport(BaseSubprocessTransport):
     """One child process and its pipes."""
 
+    if TYPE_CHECKING:  # from `_start` on, neither is None
+        _proc: subprocess.Popen[Any]
+
+        def get_pid(self) -> int: ...
+
     def _start(
         self,
         args: Any,

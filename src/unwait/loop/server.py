@@ -274,6 +274,7 @@ class Serving(asyncio.BaseEventLoop):
     if TYPE_CHECKING:
         _debug: bool
         _ensure_resolved: Callable[..., Any]
+        _add_reader: Callable[..., asyncio.Handle]
         _remove_reader: Callable[[int], bool]
 
     async def create_server(  # type: ignore[override]

@@ -17,7 +17,9 @@ import threading
 import warnings
 from asyncio.log import logger
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVarTuple
+
+Ts = TypeVarTuple("Ts")
 
 
 def _ignore(signum: int, frame: Any) -> None:
@@ -35,6 +37,7 @@ class Signals(asyncio.BaseEventLoop):
     """The part of the loop that handles signals."""
 
     if TYPE_CHECKING:
+        _check_closed: Callable[[], None]
 
         def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle: ...
         def _remove_reader(self, fd: int) -> bool: ...
@@ -68,7 +71,7 @@ class Signals(asyncio.BaseEventLoop):
     def _read_signals(self) -> None:
         assert self._signal_pipe is not None
         for signum in os.read(self._signal_pipe[0], 4096):
-            handle = self._signal_handlers.get(signum)
+            handle: Any = self._signal_handlers.get(signum)
             if handle is None:
                 continue
             if handle.cancelled():
@@ -76,7 +79,7 @@ class Signals(asyncio.BaseEventLoop):
             else:
                 self.call_soon(handle._callback, *handle._args, context=handle._context)
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:
+    def add_signal_handler(self, sig: int, callback: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call `callback(*args)` in the loop at each signal `sig`.
 
         Raises TypeError or ValueError for what is no signal, RuntimeError for one that cannot be caught and outside

@@ -166,7 +166,9 @@ class SocketCalls(Core):
             raise RuntimeError(f"File descriptor {fd!r} is used by transport {holder!r}")
         return fileno
 
-    def _watch(self, fd: Any, writing: bool, callback: Callable[..., object], args: tuple[Any, ...]) -> Handle:
+    def _watch(
+        self, fd: Any, writing: bool, callback: Callable[..., object], args: tuple[Any, ...]
+    ) -> Handle:
         if self._closed:
             raise RuntimeError("Event loop is closed")
         fileno = self._fileno(fd)

@@ -44,7 +44,9 @@ NOISY_WRITES = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 class FlowControlled(Channel):
     """What stream and datagram transports share: the protocol's side of flow control, and how failures are told."""
 
-    def _attach(self, loop: Core, resource: Any, protocol: asyncio.BaseProtocol, extra: dict[str, Any] | None) -> None:
+    def _attach(
+        self, loop: Core, resource: Any, protocol: asyncio.BaseProtocol, extra: dict[str, Any] | None
+    ) -> None:
         """Bind to an open, non-blocking socket or pipe, which the transport owns from here on."""
         self.loop = loop
         self.poller = loop.poller
@@ -416,9 +418,7 @@ class StreamTransport(FlowControlled):
 
         Raises TypeError for anything but bytes, bytearray and memoryview, RuntimeError after `write_eof`.
         """
-        if type(data) is bytes:
-            size = len(data)
-        elif isinstance(data, (bytes, bytearray)):
+        if type(data) is bytes or isinstance(data, (bytes, bytearray)):
             size = len(data)
         elif isinstance(data, memoryview):
             size = data.nbytes
