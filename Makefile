@@ -50,11 +50,12 @@ bench-here: $(VENV)/.has-bench
 	@$(BIN)/python bench/run.py $(ARGS)
 
 lint: $(VENV)/.has-lint
-	@echo "ruff check" && $(BIN)/ruff check --quiet .
+	@echo "ruff check" && $(BIN)/ruff check --quiet --output-format concise .
 	@echo "ruff format --check" && $(BIN)/ruff format --quiet --check .
 	@echo "mypy" && $(BIN)/mypy --no-error-summary src/unwait examples
 ifneq ($(STUBS),)
-	@echo "stubtest" && $(BIN)/python -m mypy.stubtest --concise $(STUBS)
+	@# What a stub promises must be there; what Cython adds to a module need not stand in the stub.
+	@echo "stubtest" && $(BIN)/python -m mypy.stubtest --concise --ignore-missing-stub --ignore-disjoint-bases $(STUBS)
 endif
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import os
@@ -551,3 +552,28 @@ def test_debug_refuses_coroutines_as_callbacks(loop):
         loop.call_later(1, coroutine)
     with pytest.raises(TypeError, match=r"a callable object was expected by call_soon\(\)"):
         loop.call_soon(7)
+
+
+def test_a_timer_that_is_always_late_shuts_nobody_out(loop):
+    """A timer set for the past by a timer runs in the next iteration, after everything else."""
+    rounds = []
+
+    def late():
+        rounds.append("late")
+        if len(rounds) < 1000:
+            loop.call_later(-1, late)
+
+    loop.call_later(-1, late)
+    loop.call_later(0, loop.stop)
+    loop.run_forever()
+    assert len(rounds) < 10
+    while len(rounds) < 1000:
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+
+
+def test_a_time_that_is_no_number(loop):
+    with contextlib.suppress(ValueError):  # asyncio takes it, and loses its timers' order
+        loop.call_at(float("nan"), print).cancel()
+    loop.call_later(0.001, loop.stop)
+    loop.run_forever()

@@ -72,7 +72,7 @@ async def pair(protocols: list[Counting]) -> tuple[Any, Any, asyncio.Server]:
 async def test_both_ways_at_once_with_pauses(kind: type[Counting], seed: int) -> None:
     count = COUNT if kind is Counting else COUNT // 10
     ends = [kind(seed), kind(seed + 100)]
-    near, transport, server = await pair(ends)
+    _, _, server = await pair(ends)
     async with server:
         for end in ends:
             end.transport.write(bytes(count))
@@ -113,3 +113,52 @@ async def test_urgent_data_does_not_stop_what_follows() -> None:
     assert await protocol.at_eof == len(b"beforeafter")
     transport.close()
     assert await protocol.lost is None
+
+
+async def test_closing_with_much_to_write_in_connection_made() -> None:
+    """The connection is watched from the first moment on, also if it is to be written and closed at once."""
+    loop = asyncio.get_running_loop()
+
+    class Farewell(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            transport.write(bytes(4 * COUNT))
+            transport.close()
+
+    server = await loop.create_server(Farewell, "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        assert len(await reader.read()) == 4 * COUNT
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_lost_transport_writes_to_nobody() -> None:
+    """Its number may belong to somebody else by now."""
+    loop = asyncio.get_running_loop()
+    ends = [Counting(0), Counting(1)]
+    _, transport, server = await pair(ends)
+    async with server:
+        number = transport.get_extra_info("socket").fileno()
+        transport.write(bytes(4 * COUNT))  # more than fits: the close has to wait for it
+        transport.close()
+        assert await ends[1].lost is None
+        near, far = socket.socketpair()
+        taken = [near]
+        while near.fileno() != number and len(taken) < 50:
+            near = near.dup()
+            taken.append(near)
+        assert number in {sock.fileno() for sock in taken} | {far.fileno()}
+        try:
+            transport.write(b"secret")
+        except AttributeError:
+            assert type(loop).__module__.startswith("asyncio")  # asyncio refuses by accident
+        far.setblocking(False)
+        near.setblocking(False)
+        for end in (near, far):
+            with pytest.raises(BlockingIOError):
+                end.recv(10)
+        for end in [*taken, far]:
+            end.close()
+        await ends[0].at_eof
+        ends[0].transport.close()
+        await ends[0].lost

@@ -25,6 +25,7 @@ cdef class Core:
     cdef Py_ssize_t other_references
     cdef ReadyQueue ready
     cdef TimerHeap timers
+    cdef ReadyQueue due
     cdef Py_ssize_t unpolled
     cdef Py_ssize_t remaining
     cdef Handle current
@@ -49,9 +50,10 @@ cdef class Core:
     cdef TimerHandle schedule(self, double deadline, object callback, tuple args, object context, str method)
     cdef object note_slow(self, object subject, double started)
     cdef object spin_until_failure(self)
-    @cython.locals(handle=Handle)
     cdef object run_once(self)
+    @cython.locals(handle=Handle)
+    cdef object run_handles(self, ReadyQueue queue)
     @cython.locals(timer=TimerHandle, delay=double)
     cdef double longest_wait(self) except? -2
     @cython.locals(timer=TimerHandle)
-    cdef object run_timers(self)
+    cdef object collect_timers(self)

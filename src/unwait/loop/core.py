@@ -75,6 +75,7 @@ class Core:
         self.poller = Poller()
         self.ready = ReadyQueue()
         self.timers = TimerHeap()
+        self.due = ReadyQueue()
 
     def time(self) -> float:
         """Seconds of the monotonic clock that deadlines are given in."""
@@ -156,6 +157,8 @@ class Core:
         if self._debug:
             self._check_thread()
             self._check_callback(callback, method)
+        if deadline != deadline:
+            raise ValueError(f"{method}() needs a time, not NaN")
         timer = TimerHandle.__new__(TimerHandle)
         timer.fill(callback, args, self.origin, context)
         timer.deadline = deadline
@@ -216,7 +219,8 @@ class Core:
         """
         self.unpolled = CALLBACKS_PER_POLL
         self.thread = PyThread_get_thread_ident()
-        self.phase = POLL
+        self.phase = RUN_TIMERS if self.due.length else POLL  # what an interrupt left of the last run
+        self.remaining = self.due.length
         try:
             while True:
                 self.spin_until_failure()
@@ -250,6 +254,7 @@ class Core:
         """Drop every callback and timer, and close the poller."""
         self.ready.clear()
         self.timers.clear()
+        self.due.clear()
         self.poller.close()
 
     def run_once(self) -> None:
@@ -268,37 +273,37 @@ class Core:
             self.unpolled += self.remaining
             self.phase = RUN_READY
         if self.phase == RUN_READY:
-            while self.remaining > 0:
-                self.remaining -= 1
-                handle = self.ready.pop()
-                if handle.args is not CANCELLED:
-                    if self._debug:
-                        self.run_handle(handle)
-                    else:
-                        self.current = handle
-                        handle.run()
-                    handle.release()
+            self.run_handles(self.ready)
             self.phase = RUN_EVENTS
         if self.phase == RUN_EVENTS:
             self.current = None
             self.poller.dispatch()
+            if self.timers.items:
+                self.collect_timers()
+            self.remaining = self.due.length
             self.phase = RUN_TIMERS
-        if self.timers.items:
-            self.run_timers()
+        self.run_handles(self.due)
         self.current = None
         self.phase = POLL
 
-    def run_timers(self) -> None:
-        """Run the timers that were due when the iteration began."""
+    def run_handles(self, queue: ReadyQueue) -> None:
+        """Run the first `remaining` handles of a queue; what they add to it waits for the next iteration."""
+        while self.remaining > 0:
+            self.remaining -= 1
+            handle = queue.pop()
+            if handle.args is not CANCELLED:
+                if self._debug:
+                    self.run_handle(handle)
+                else:
+                    self.current = handle
+                    handle.run()
+                handle.release()
+
+    def collect_timers(self) -> None:
+        """Take the timers that were due when the iteration began, before one of them can set another."""
         timer = self.timers.first()
         while timer is not None and timer.deadline <= self.now:
-            self.timers.pop()
-            if self._debug:
-                self.run_handle(timer)
-            else:
-                self.current = timer
-                timer.run()
-            timer.release()
+            self.due.push(self.timers.pop())
             timer = self.timers.first()
 
     def longest_wait(self) -> float:

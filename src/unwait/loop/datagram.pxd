@@ -12,9 +12,8 @@ cdef class DatagramTransport(FlowControlled):
     cdef object backlog
     cdef object datagram_received
 
-    @cython.locals(started=double)
-    cdef int on_events(self, uint32_t events) except -1
     cdef object serve_events(self, uint32_t events)
+    cdef object drop_backlog(self)
     @cython.locals(_turn=int)
     cdef object read_ready(self)
     cdef object write_ready(self)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections import deque
 from typing import Any
-
-from cython.cimports.cpython.contextvars import PyContext_Enter, PyContext_Exit
 
 from unwait.loop import kernel
 from unwait.loop.core import Core
@@ -73,19 +70,6 @@ class DatagramTransport(FlowControlled):
         """Send all calls to `protocol` from now on."""
         self.protocol = protocol
         self.datagram_received = getattr(protocol, "datagram_received", None)
-
-    def on_events(self, events: int) -> int:
-        PyContext_Enter(self.context)
-        try:
-            if self.loop._debug:
-                started = time.monotonic()
-                self.serve_events(events)
-                self.loop.note_slow(self, started)
-            else:
-                self.serve_events(events)
-        finally:
-            PyContext_Exit(self.context)
-        return 0
 
     def serve_events(self, events: int) -> None:
         if events & CAN_READ and self.interest & ASK_READ:
@@ -191,18 +175,13 @@ class DatagramTransport(FlowControlled):
             self.lost += 1
             self.loop.call_soon(self._call_connection_lost, None, context=self.context)
 
-    def _force_close(self, exc: BaseException | None) -> None:
-        if self.lost:
-            return
+    def drop_backlog(self) -> None:
         self.backlog.clear()
         self.backlog_size = 0
-        self.closing = True
-        self.arm(0)
-        self.lost += 1
-        self.loop.call_soon(self._call_connection_lost, exc, context=self.context)
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
         self.arm(0)
+        self.lost = max(self.lost, 1)
         try:
             if self.protocol is not None:
                 self.protocol.connection_lost(exc)

@@ -28,6 +28,10 @@ cdef class FlowControlled(Channel):
     cdef object sockname
     cdef object peername
 
+    @cython.locals(started=double)
+    cdef int on_events(self, uint32_t events) except -1
+    cdef object serve_events(self, uint32_t events)
+    cdef object drop_backlog(self)
     cdef object note_sockname(self)
     cdef object note_peername(self)
     cdef object close_resource(self)
@@ -53,9 +57,8 @@ cdef class StreamTransport(FlowControlled):
     cdef list backlog
     cdef Py_ssize_t backlog_start
 
-    @cython.locals(started=double)
-    cdef int on_events(self, uint32_t events) except -1
     cdef object serve_events(self, uint32_t events)
+    cdef object drop_backlog(self)
     cdef object read_ready(self)
     @cython.locals(count=Py_ssize_t)
     cdef object read_ready_into(self)

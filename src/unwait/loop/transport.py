@@ -109,6 +109,7 @@ class FlowControlled(Channel):
             self.released = True
             self.note_sockname()
             self.resource.close()
+            self.fd = -1  # the number is anybody's from now on
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """The protocol that receives this transport's calls."""
@@ -129,6 +130,36 @@ class FlowControlled(Channel):
     def abort(self) -> None:
         """Close at once; what was not yet written is lost."""
         self._force_close(None)
+
+    def on_events(self, events: int) -> int:
+        PyContext_Enter(self.context)
+        try:
+            if self.loop._debug:
+                started = time.monotonic()
+                self.serve_events(events)
+                self.loop.note_slow(self, started)
+            else:
+                self.serve_events(events)
+        finally:
+            PyContext_Exit(self.context)
+        return 0
+
+    def serve_events(self, events: int) -> None:
+        """Act on a report of the poller."""
+        raise NotImplementedError
+
+    def drop_backlog(self) -> None:
+        """Forget what was not yet written."""
+        raise NotImplementedError
+
+    def _force_close(self, exc: BaseException | None) -> None:
+        if self.lost:
+            return
+        self.drop_backlog()
+        self.closing = True
+        self.arm(0)
+        self.lost += 1
+        self.loop.call_soon(self._call_connection_lost, exc, context=self.context)
 
     def get_write_buffer_size(self) -> int:
         """Bytes accepted by `write` that the kernel has not taken yet."""
@@ -260,7 +291,7 @@ class StreamTransport(FlowControlled):
         """Start reading, once `connection_made` has been called."""
         self.drained = True
         if self.edge:
-            if not self.closing:
+            if not self.lost:  # it may be closing already, with something left to write
                 self.arm(ASK_EDGES)
         elif self.is_reading():
             self.arm(self.interest | ASK_READ)
@@ -298,19 +329,6 @@ class StreamTransport(FlowControlled):
                 self.loop.call_soon(self._read_more, context=self.context)
             if self.loop._debug:
                 logger.debug("%r resumes reading", self)
-
-    def on_events(self, events: int) -> int:
-        PyContext_Enter(self.context)
-        try:
-            if self.loop._debug:
-                started = time.monotonic()
-                self.serve_events(events)
-                self.loop.note_slow(self, started)
-            else:
-                self.serve_events(events)
-        finally:
-            PyContext_Exit(self.context)
-        return 0
 
     def serve_events(self, events: int) -> None:
         if events & CAN_READ:
@@ -576,19 +594,14 @@ class StreamTransport(FlowControlled):
             self.arm(0)
             self.loop.call_soon(self._call_connection_lost, None, context=self.context)
 
-    def _force_close(self, exc: BaseException | None) -> None:
-        if self.lost:
-            return
+    def drop_backlog(self) -> None:
         if self.backlog_size:
             self.backlog.clear()
             self.backlog_size = self.backlog_start = 0
-        self.closing = True
-        self.arm(0)
-        self.lost += 1
-        self.loop.call_soon(self._call_connection_lost, exc, context=self.context)
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
         self.arm(0)
+        self.lost = max(self.lost, 1)
         if self.empty_waiter is not None and not self.empty_waiter.done():
             self.empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
         try:
