@@ -1,10 +1,12 @@
 """Lists the extension modules; everything else about the package stands in pyproject.toml."""
 
+import os
 import sys
 
 from setuptools import Extension, setup
 
-# `optional`: where no compiler is found the package still installs, on asyncio's own loop.
+# `optional`: where no compiler is found the package still installs, on asyncio's own loop. The project's own builds set
+# UNWAIT_REQUIRE_LOOP, for which a module that does not compile is an error.
 MODULES = [
     "kernel.pyx",
     "handles.py",
@@ -31,7 +33,7 @@ def extensions() -> list[Extension]:
             Extension(
                 f"unwait.loop.{module.split('.')[0]}",
                 [f"src/unwait/loop/{module}"],
-                optional=True,
+                optional="UNWAIT_REQUIRE_LOOP" not in os.environ,
                 extra_compile_args=["-O3"],
             )
             for module in MODULES

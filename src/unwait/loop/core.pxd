@@ -5,6 +5,7 @@ from unwait.loop.handles cimport Handle, Origin, TimerHandle, TimerHeap
 from unwait.loop.kernel cimport Poller
 
 cdef Py_ssize_t CALLBACKS_PER_POLL
+cdef double QUICK
 cdef int POLL, RUN_READY, RUN_EVENTS, RUN_TIMERS
 cdef object CANCELLED
 
@@ -31,6 +32,9 @@ cdef class Core:
     cdef Handle current
     cdef int phase
     cdef double now
+    cdef double polled_at
+    cdef Py_ssize_t poll_interval
+    cdef bint other_clock
     cdef public bint _closed
     cdef public bint _stopping
     cdef public bint _debug
@@ -50,6 +54,9 @@ cdef class Core:
     cdef TimerHandle schedule(self, double deadline, object callback, tuple args, object context, str method)
     cdef object note_slow(self, object subject, double started)
     cdef object spin_until_failure(self)
+    cdef double clock(self) except? -1
+    @cython.locals(timeout=double, previous=double)
+    cdef object poll(self)
     cdef object run_once(self)
     @cython.locals(handle=Handle)
     cdef object run_handles(self, ReadyQueue queue)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import sys
 import time
 from asyncio.log import logger
@@ -19,9 +20,13 @@ from unwait.loop.kernel import Poller
 Future = asyncio.Future
 Task = asyncio.Task
 
-# While callbacks wait to run, the kernel is asked for events only once in so many callbacks: the question costs as much
-# as running a small callback does. (tokio asks once in 61 tasks, for the same reason.)
-CALLBACKS_PER_POLL = 61
+# While callbacks wait to run, are quick (seconds between two polls) and the kernel has had no events for a while, it is
+# asked for some only once in so many callbacks: the question costs as much as a small callback does.
+CALLBACKS_PER_POLL = 16
+QUICK = 0.0005
+
+# Since Python 3.14 a task's name is handed to the task factory.
+FACTORIES_TAKE_NAMES = "name" not in inspect.signature(asyncio.BaseEventLoop.create_task).parameters
 
 # The phases of an iteration.
 POLL = 0
@@ -76,10 +81,15 @@ class Core:
         self.ready = ReadyQueue()
         self.timers = TimerHeap()
         self.due = ReadyQueue()
+        self.other_clock = type(self).time is not Core.time
 
     def time(self) -> float:
         """Seconds of the monotonic clock that deadlines are given in."""
         return self.poller.now()
+
+    def clock(self) -> float:
+        """`time`, also where a subclass has another clock; without the call where it has not."""
+        return self.time() if self.other_clock else self.poller.now()
 
     def is_running(self) -> bool:
         """Whether the loop runs now, in any thread."""
@@ -130,7 +140,7 @@ class Core:
         """Call `callback(*args)` in `delay` seconds, never sooner."""
         if delay is None:
             raise TypeError("delay must not be None")
-        return self.schedule(self.poller.now() + delay, callback, args, context, "call_later")
+        return self.schedule(self.clock() + delay, callback, args, context, "call_later")
 
     def call_at(
         self,
@@ -203,8 +213,10 @@ class Core:
         if self._task_factory is not None:
             if context is not None:
                 options["context"] = context
+            if name is not None and FACTORIES_TAKE_NAMES:
+                options["name"] = name
             task = self._task_factory(self, coro, **options)
-            if name is not None:
+            if name is not None and not FACTORIES_TAKE_NAMES:
                 task.set_name(name)
         elif name is None and context is None and not options and self.thread == PyThread_get_thread_ident():
             task = Task(coro)
@@ -217,7 +229,7 @@ class Core:
 
         One `try` around many iterations instead of one a callback: entering it is a good part of a callback's cost.
         """
-        self.unpolled = CALLBACKS_PER_POLL
+        self.unpolled = self.poll_interval = 1
         self.thread = PyThread_get_thread_ident()
         self.phase = RUN_TIMERS if self.due.length else POLL  # what an interrupt left of the last run
         self.remaining = self.due.length
@@ -228,7 +240,7 @@ class Core:
                     break
         finally:
             self.thread = 0
-            self.current = None
+            self.current = self.poller.active = None
 
     def spin_until_failure(self) -> None:
         """Iterate until `stop`, or until a callback has failed and been reported."""
@@ -240,11 +252,15 @@ class Core:
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            handle = self.current
-            if handle is None:
+            if self.current is not None:
+                self.current.report(exc)
+                self.current.release()
+            elif self.poller.active is not None:
+                channel = self.poller.active
+                message = f"Exception in a callback of {channel!r}"
+                self.call_exception_handler({"message": message, "exception": exc, "transport": channel})
+            else:
                 raise
-            handle.report(exc)
-            handle.release()
 
     def _live_handles(self) -> int:
         """How many handles of this loop are alive, whoever holds them."""
@@ -263,12 +279,11 @@ class Core:
         In asyncio's order: the callbacks that were ready before, then the events, then the timers that are due.
         """
         if self.phase == POLL:
-            if self.ready.length == 0 or self.unpolled >= CALLBACKS_PER_POLL:
-                self.unpolled = 0
-                self.poller.wait(self.longest_wait())
-                self.poller.check_signals()
+            if self.ready.length == 0 or self.unpolled >= self.poll_interval:
+                self.poll()
             if self.timers.items:
-                self.now = self.poller.now()
+                self.now = self.clock()
+                self.collect_timers()
             self.remaining = self.ready.length
             self.unpolled += self.remaining
             self.phase = RUN_READY
@@ -278,13 +293,24 @@ class Core:
         if self.phase == RUN_EVENTS:
             self.current = None
             self.poller.dispatch()
-            if self.timers.items:
-                self.collect_timers()
             self.remaining = self.due.length
             self.phase = RUN_TIMERS
         self.run_handles(self.due)
         self.current = None
         self.phase = POLL
+
+    def poll(self) -> None:
+        """Fetch events. As long as there are none and callbacks are quick, ask less and less often."""
+        timeout = self.longest_wait()
+        self.poller.wait(timeout)
+        self.poller.check_signals()
+        previous = self.polled_at
+        self.polled_at = self.poller.now()
+        if timeout == 0 and self.poller.count == 0 and self.polled_at - previous < QUICK:
+            self.poll_interval = min(self.poll_interval * 2, CALLBACKS_PER_POLL)
+        else:
+            self.poll_interval = 1
+        self.unpolled = 0
 
     def run_handles(self, queue: ReadyQueue) -> None:
         """Run the first `remaining` handles of a queue; what they add to it waits for the next iteration."""
@@ -313,7 +339,7 @@ class Core:
         timer = self.timers.first()
         if timer is None:
             return -1
-        delay = timer.deadline - self.poller.now()
+        delay = timer.deadline - self.clock()
         return delay if delay > 0 else 0
 
     def run_handle(self, handle: Handle) -> None:

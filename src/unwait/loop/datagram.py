@@ -61,6 +61,8 @@ class DatagramTransport(FlowControlled):
         return f"<{type(self).__name__} {state}fd={self.fd} bufsize={self.backlog_size}>"
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
+        if self.loop is None:
+            raise RuntimeError("the transport was never opened")
         if not self.closing:
             self.arm(self.interest | ASK_READ)
         if waiter is not None and not waiter.done():
@@ -117,6 +119,9 @@ class DatagramTransport(FlowControlled):
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+        if self.released:
+            self.refuses_write(data)
+            return
         if self.address is not None:
             if addr is not None and addr != self.address:
                 raise ValueError(f"Invalid address: must be None or {self.address}")

@@ -170,6 +170,7 @@ def live_objects() -> dict[str, int]:
 def _disown_after_fork() -> None:
     for loop in _loops:
         loop.poller.disown()
+        loop._release_wakeup_fd()  # or a signal to the child would be handled by the parent
 
 
 os.register_at_fork(after_in_child=_disown_after_fork)

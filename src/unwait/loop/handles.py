@@ -80,7 +80,7 @@ class Handle:
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        return self.origin.loop()
+        return None if self.origin is None else self.origin.loop()
 
     @property
     def _args(self) -> tuple[Any, ...] | None:
@@ -111,7 +111,7 @@ class Handle:
 
     def _run(self) -> None:
         """Run, and report what the callback raises, except for KeyboardInterrupt and SystemExit."""
-        if self.args is not CANCELLED:
+        if self.args is not None and self.args is not CANCELLED:
             try:
                 self.run()
             except (SystemExit, KeyboardInterrupt):

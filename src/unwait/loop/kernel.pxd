@@ -16,6 +16,7 @@ cdef class Poller:
     cdef char *buffer
     cdef void *vectors
     cdef list channels
+    cdef Channel active
 
     cdef double now(self) noexcept
     cdef int wait(self, double timeout) except -1

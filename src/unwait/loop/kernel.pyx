@@ -2,8 +2,11 @@
 
 What epoll promises, and how it is used here:
 
-* **Level-triggered.** The kernel reports a descriptor for as long as it is ready. One `recv` per report is therefore
-  enough: what one call leaves behind is reported again. An interrupted dispatch loses nothing either.
+* **Level-triggered, it repeats itself.** A descriptor is reported for as long as it is ready, so one `recv` per report is
+  enough: what it leaves behind is reported again. That is how all but TCP connections are watched.
+* **Edge-triggered (EPOLLET), it speaks once** per arrival, and is then the cheaper of the two: nothing is looked at a
+  second time. Who asks for it has to know when a socket is empty, or full. TCP connections are watched so; see
+  `transport`.
 * **A registration belongs to the open file, not to the number.** The kernel forgets it only when the last duplicate of
   the file is closed, so an event can arrive for a number that has been closed and given to another file meanwhile. Each
   registration therefore carries a generation beside the number, and an event whose generation is not the current one
@@ -199,6 +202,7 @@ cdef class Poller:
         Events of an earlier, interrupted dispatch come first. Raises what a Python signal handler raises.
         """
         cdef int count, milliseconds = 0
+        self.active = None
         if self.next < self.count:
             return 0
         if self.forked:
@@ -243,13 +247,16 @@ cdef class Poller:
                 channel = <Channel>self.channels[fd]
             if channel is not None and channel.generation == generation:
                 self.stale = 0
+                self.active = channel  # whom to blame if an exception comes out of it
                 channel.on_events(event.events)
             else:
                 # Usual once, for a channel closed by an event before this one; without end, where a duplicate
                 # keeps a closed file alive in the set.
                 self.stale += 1
                 if self.stale == STALE_LIMIT:
+                    self.active = None
                     self.rebuild()
+        self.active = None
         return 0
 
     cdef int wake(self) except -1:
@@ -288,7 +295,7 @@ cdef class Poller:
         cdef Channel channel
         close(self.epoll_fd)
         self.open()
-        self.count = self.next = 0  # level-triggered: what was pending is reported again
+        self.count = self.next = 0  # a new registration reports anew what is ready
         for channel in self.registered():
             try:
                 self.control(channel, EPOLL_CTL_ADD, channel.interest)
@@ -314,7 +321,7 @@ cdef class Channel:
         channels_alive -= 1
 
     cdef int on_events(self, uint32_t events) except -1:
-        """Called with the epoll event mask; only KeyboardInterrupt and SystemExit may come out of it."""
+        """Called with the epoll event mask. The loop reports what comes out of it."""
         raise NotImplementedError
 
     cdef bint attached(self) noexcept:
@@ -349,13 +356,13 @@ cdef class Channel:
                 channels[self.fd] = None
             self.interest = interest
         else:
-            while len(channels) <= self.fd:
-                channels.append(None)
             poller.generation += 1
             if poller.generation == 0:
                 poller.generation = 1
             self.generation = poller.generation
             poller.control(self, EPOLL_CTL_ADD, interest)
+            while len(channels) <= self.fd:
+                channels.append(None)
             channels[self.fd] = self
             self.interest = interest
         return 0

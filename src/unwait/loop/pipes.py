@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 from asyncio import constants
@@ -95,8 +96,13 @@ class WritePipeTransport(PipeTransport):
         return asyncio.WriteTransport
 
     def _begin_watching(self, waiter: asyncio.Future[None] | None) -> None:
+        if self.loop is None:
+            raise RuntimeError("the transport was never opened")
         if not self.closing:
-            self.arm(self.interest | self.watched)
+            with contextlib.suppress(
+                PermissionError
+            ):  # a device that is always ready, and has no reader to lose
+                self.arm(self.interest | self.watched)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 

@@ -73,7 +73,11 @@ class Processes(asyncio.BaseEventLoop):
         transport = SubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **options
         )
-        pidfd = os.pidfd_open(transport.get_pid())
+        try:
+            pidfd = os.pidfd_open(transport.get_pid())
+        except OSError:
+            transport.close()  # which kills the child: nobody would notice its end
+            raise
         self._pidfds.add(pidfd)
         self._add_reader(pidfd, self._reap, pidfd, transport)
         try:

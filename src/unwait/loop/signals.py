@@ -9,12 +9,15 @@ that gap for every handler, also for those set with `signal.signal`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import inspect
 import os
 import signal
 import sys
 import threading
 import warnings
+import weakref
 from asyncio.log import logger
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVarTuple
@@ -24,6 +27,20 @@ Ts = TypeVarTuple("Ts")
 
 def _ignore(signum: int, frame: Any) -> None:
     """The Python-level handler of a signal whose real handler is a callback of the loop."""
+
+
+def _read_signals_of(reference: weakref.ref[Signals]) -> None:
+    """The callback of a loop's signal pipe, which must not keep the loop alive."""
+    loop = reference()
+    if loop is not None:
+        loop._read_signals()
+
+
+def _restore_wakeup_fd(fd: int) -> None:
+    """Put a wake-up descriptor back, unless it has been closed since."""
+    if fd >= 0:
+        with contextlib.suppress(ValueError, OSError):
+            signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
 
 
 def _check_signal(sig: object) -> None:
@@ -51,7 +68,7 @@ class Signals(asyncio.BaseEventLoop):
         """Put the wake-up descriptor in place; the previous one. RuntimeError outside of the main thread."""
         if self._signal_pipe is None:
             self._signal_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-            self._add_reader(self._signal_pipe[0], self._read_signals)
+            self._add_reader(self._signal_pipe[0], _read_signals_of, weakref.ref(self))
         try:
             return signal.set_wakeup_fd(self._signal_pipe[1], warn_on_full_buffer=False)
         except (ValueError, OSError) as exc:
@@ -64,9 +81,21 @@ class Signals(asyncio.BaseEventLoop):
         return self._watch_signals()
 
     def _leave_main_thread(self, previous: int | None) -> None:
-        # Signals that come between two runs are handled in the next one.
+        # While it has handlers it keeps the descriptor: signals that come between two runs are handled in the next.
         if previous is not None and not self._signal_handlers:
-            signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
+            self._release_wakeup_fd()
+            if self._signal_pipe is None or previous != self._signal_pipe[1]:
+                _restore_wakeup_fd(previous)
+
+    def _release_wakeup_fd(self) -> None:
+        """Take our wake-up descriptor back, and leave anybody else's in place."""
+        try:
+            current = signal.set_wakeup_fd(-1)
+        except (ValueError, OSError) as exc:
+            logger.info("set_wakeup_fd(-1) failed: %s", exc)
+            return
+        if isinstance(current, int) and (self._signal_pipe is None or current != self._signal_pipe[1]):
+            _restore_wakeup_fd(current)
 
     def _read_signals(self) -> None:
         assert self._signal_pipe is not None
@@ -85,7 +114,7 @@ class Signals(asyncio.BaseEventLoop):
         Raises TypeError or ValueError for what is no signal, RuntimeError for one that cannot be caught and outside
         of the main thread.
         """
-        if asyncio.iscoroutine(callback) or asyncio.iscoroutinefunction(callback):
+        if asyncio.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         _check_signal(sig)
         self._check_closed()
@@ -114,10 +143,7 @@ class Signals(asyncio.BaseEventLoop):
                 raise RuntimeError(f"sig {sig} cannot be caught") from None
             raise
         if not self._signal_handlers and not self.is_running():
-            try:
-                signal.set_wakeup_fd(-1)
-            except (ValueError, OSError) as exc:
-                logger.info("set_wakeup_fd(-1) failed: %s", exc)
+            self._release_wakeup_fd()
         return True
 
     def _close_signals(self) -> None:
@@ -133,6 +159,8 @@ class Signals(asyncio.BaseEventLoop):
         elif threading.current_thread() is threading.main_thread():
             for sig in list(self._signal_handlers):
                 self.remove_signal_handler(sig)
+            if self._signal_pipe is not None:
+                self._release_wakeup_fd()
         self._signal_handlers.clear()
         if self._signal_pipe is not None:
             self._remove_reader(self._signal_pipe[0])

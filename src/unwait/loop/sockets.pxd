@@ -26,6 +26,8 @@ cdef class Watcher(Channel):
     cdef object watch(self, uint32_t event)
     cpdef object forget(self)
     cdef object settle(self)
+    cdef bint belongs_to(self, int fd) except -1
+    cdef object check_open(self, object sock)
 
 
 cdef class SocketCalls(Core):
@@ -34,7 +36,10 @@ cdef class SocketCalls(Core):
     @cython.locals(watcher=Watcher)
     cdef Watcher socket_watcher(self, object sock)
     @cython.locals(watcher=Watcher)
-    cdef Watcher number_watcher(self, int fd)
+    cdef Watcher number_watcher(self, int fd, object owner)
+    cdef object check_no_transport(self, int fileno, object fd)
+    @cython.locals(watcher=Watcher)
+    cdef int _last_fileno(self, object fd) except? -1
     @cython.locals(watcher=Watcher, handle=Handle, previous=Handle, fileno=int)
     cdef Handle _watch(self, object fd, bint writing, object callback, tuple args)
     @cython.locals(watcher=Watcher, previous=Handle)

@@ -11,6 +11,9 @@ at once instead of asking in vain; epoll is level-triggered, so nothing that arr
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
 import socket
 import weakref
 from collections.abc import Callable
@@ -38,7 +41,6 @@ class Watcher(Channel):
         self.poller = loop.poller
         self.fd = fd
         self.owner = owner
-        self.is_socket = owner is not None
         self.read_waiters = []
         self.write_waiters = []
 
@@ -93,9 +95,25 @@ class Watcher(Channel):
         return waiter
 
     def watch(self, event: int) -> None:
-        """Have `event` reported, if it is not already; survives that a transport has borrowed the number."""
-        if not (self.interest & event and self.attached()):
-            self.rearm((self.interest if self.attached() else 0) | event)
+        """Have `event` reported, if it is not already. RuntimeError where a transport works on the descriptor."""
+        if self.interest & event and self.attached():
+            return
+        if not self.attached():
+            self.interest = 0
+            self.loop.check_no_transport(self.fd, self.fd)
+        self.rearm(self.interest | event)
+
+    def belongs_to(self, fd: int) -> bool:
+        """Whether whoever gave us this number still holds it, as far as that can be known."""
+        if self.owner is None:
+            return self.reader is not None or self.writer is not None
+        owner = self.owner()
+        return owner is not None and owner.fileno() == fd
+
+    def check_open(self, sock: socket.socket) -> None:
+        """After a wait: the number may be somebody else's by now."""
+        if sock.fileno() != self.fd:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def forget(self) -> None:
         """The loop is closed: let go of the callbacks."""
@@ -134,21 +152,30 @@ class SocketCalls(Core):
             raise ValueError("the socket must be non-blocking")
         fd = sock.fileno()
         if fd < 0:
-            raise OSError(9, "Bad file descriptor")
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         watcher = self.watchers.get(fd)
-        if watcher is None or watcher.owner is None or watcher.owner() is not sock:
+        if watcher is None or not watcher.is_socket or watcher.owner is None or watcher.owner() is not sock:
             check_plain_socket(sock)
-            watcher = Watcher(self, fd, weakref.ref(sock))
-            self.watchers[fd] = watcher
+            watcher = self.number_watcher(fd, sock)
+            watcher.is_socket = True
         return watcher
 
-    def number_watcher(self, fd: int) -> Watcher:
-        """The watcher of a descriptor known by its number."""
+    def number_watcher(self, fd: int, owner: Any) -> Watcher:
+        """The watcher of a descriptor, which may have been given by an object with `fileno()`."""
         watcher = self.watchers.get(fd)
-        if watcher is None or (watcher.owner is not None and watcher.owner() is None):
+        if watcher is None or not watcher.belongs_to(fd):
             watcher = Watcher(self, fd, None)
             self.watchers[fd] = watcher
+        if watcher.owner is None and not isinstance(owner, int):
+            with contextlib.suppress(TypeError):  # no weak references to it
+                watcher.owner = weakref.ref(owner)
         return watcher
+
+    def check_no_transport(self, fileno: int, fd: Any) -> None:
+        """RuntimeError if a transport works on this descriptor."""
+        holder = self.poller.holder(fileno)
+        if holder is not None and not isinstance(holder, Watcher) and not holder.is_closing():
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {holder!r}")
 
     def _fileno(self, fd: Any) -> int:
         """The number of a descriptor or of an object with `fileno()`, if no transport works on it."""
@@ -161,10 +188,18 @@ class SocketCalls(Core):
                 raise ValueError(f"Invalid file object: {fd!r}") from None
         if fileno < 0:
             raise ValueError(f"Invalid file descriptor: {fileno}")
-        holder = self.poller.holder(fileno)
-        if holder is not None and not isinstance(holder, Watcher) and not holder.is_closing():
-            raise RuntimeError(f"File descriptor {fd!r} is used by transport {holder!r}")
+        self.check_no_transport(fileno, fd)
         return fileno
+
+    def _last_fileno(self, fd: Any) -> int:
+        """`_fileno`, also of an object that was closed while it was watched."""
+        try:
+            return self._fileno(fd)
+        except ValueError:
+            for watcher in self.watchers.values():
+                if watcher.owner is not None and watcher.owner() is fd:
+                    return watcher.fd
+            raise
 
     def _watch(
         self, fd: Any, writing: bool, callback: Callable[..., object], args: tuple[Any, ...]
@@ -175,7 +210,7 @@ class SocketCalls(Core):
         if self._debug:
             self._check_callback(callback, "add_writer" if writing else "add_reader")
         handle = self.make_handle(callback, args, None)
-        watcher = self.number_watcher(fileno)
+        watcher = self.number_watcher(fileno, fd)
         if writing:
             previous, watcher.writer = watcher.writer, handle
         else:
@@ -195,7 +230,7 @@ class SocketCalls(Core):
     def _unwatch(self, fd: Any, writing: bool) -> bool:
         if self._closed:
             return False
-        watcher = self.watchers.get(self._fileno(fd))
+        watcher = self.watchers.get(self._last_fileno(fd))
         if watcher is None:
             return False
         if writing:
@@ -244,12 +279,14 @@ class SocketCalls(Core):
             raise ValueError("negative buffersize in recv")
         if watcher.drained:
             await watcher.wait_readable()
+            watcher.check_open(sock)
         while True:
             data = watcher.receive(nbytes)
             if data is not None:
                 watcher.drained = 0 < len(data) < nbytes
                 return data
             await watcher.wait_readable()
+            watcher.check_open(sock)
 
     async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
         """Receive into a writable buffer; the count, 0 at the end of the stream."""
@@ -259,6 +296,7 @@ class SocketCalls(Core):
             if count >= 0:
                 return count
             await watcher.wait_readable()
+            watcher.check_open(sock)
 
     async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
         """Receive one datagram of up to `bufsize` bytes: `(data, address)`."""
@@ -296,6 +334,7 @@ class SocketCalls(Core):
             view = memoryview(data)
             while sent < size:
                 await watcher.wait_writable()
+                watcher.check_open(sock)
                 count = watcher.send(view[sent:])
                 if count > 0:
                     sent += count

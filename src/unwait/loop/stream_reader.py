@@ -288,8 +288,8 @@ class NextLine(ReadLine):
         return partial
 
 
-for kind in (Read, ReadExactly, ReadUntil, ReadLine, NextLine):
-    set_slots(kind)  # noqa: F821 - a function of the .pxd
+for _kind in (Read, ReadExactly, ReadUntil, ReadLine, NextLine):
+    set_slots(_kind)  # noqa: F821 - a function of the .pxd
 
 
 class StreamReader:

@@ -52,6 +52,7 @@ cdef class StreamTransport(FlowControlled):
     cdef bint edge
     cdef bint drained
     cdef bint sure
+    cdef bint read_queued
     cdef object get_buffer
     cdef object buffer_updated
     cdef list backlog
@@ -74,4 +75,5 @@ cdef class StreamTransport(FlowControlled):
     cdef object flushed(self)
     cdef object watch_writing(self)
     cdef object read_some(self)
+    cdef object queue_read(self)
     cdef object note_read(self)

@@ -289,12 +289,22 @@ class StreamTransport(FlowControlled):
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
         """Start reading, once `connection_made` has been called."""
-        self.drained = True
-        if self.edge:
-            if not self.lost:  # it may be closing already, with something left to write
-                self.arm(ASK_EDGES)
-        elif self.is_reading():
-            self.arm(self.interest | ASK_READ)
+        if self.loop is None:
+            raise RuntimeError("the transport was never opened")
+        try:
+            if self.edge:
+                self.drained = True
+                if not self.lost:  # it may be closing already, with something left to write
+                    self.arm(ASK_EDGES)
+            elif self.is_reading():
+                self.arm(self.interest | ASK_READ)
+        except PermissionError:  # a device or file that is always ready, which epoll does not watch
+            self.edge = True
+            self.queue_read()
+        except OSError as exc:
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(exc)
+            self._force_close(exc)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
@@ -323,23 +333,26 @@ class StreamTransport(FlowControlled):
         """Deliver data again; no effect if not paused or closing."""
         if self.paused and not self.closing:
             self.paused = False
-            if not self.edge:
+            if self.edge:
+                if not self.drained:
+                    self.queue_read()
+            elif not self.eof_read:
                 self.arm(self.interest | ASK_READ)
-            elif not self.drained:
-                self.loop.call_soon(self._read_more, context=self.context)
             if self.loop._debug:
                 logger.debug("%r resumes reading", self)
 
     def serve_events(self, events: int) -> None:
-        if events & CAN_READ:
-            if self.edge:
-                self.drained = False
-                self.sure = events & ~PLAIN_EVENTS == 0
-                self.read_some()
-            elif self.interest & ASK_READ:
-                self.read_some()
-        if events & CAN_WRITE and self.backlog_size:
-            self.write_ready()
+        try:
+            if events & CAN_READ:
+                if self.edge:
+                    self.drained = False
+                    self.sure = events & ~PLAIN_EVENTS == 0
+                    self.read_some()
+                elif self.interest & ASK_READ:
+                    self.read_some()
+        finally:  # an edge is reported once: an interrupt in the reading half must not lose the writing half
+            if events & CAN_WRITE and self.backlog_size:
+                self.write_ready()
 
     def read_some(self) -> None:
         if self.paused or self.closing or self.eof_read:
@@ -351,20 +364,28 @@ class StreamTransport(FlowControlled):
 
     def _read_more(self) -> None:
         """Read again what an edge-triggered report of the past may have left behind."""
+        self.read_queued = False
         if not self.drained:
             self.read_some()
+
+    def queue_read(self) -> None:
+        if not self.read_queued:
+            self.read_queued = True
+            self.loop.call_soon(self._read_more, context=self.context)
 
     def note_read(self) -> None:
         """After a read from an edge-triggered socket: see that what is left in it is read as well."""
         if self.sure and not self.full:
             self.drained = True
         else:
-            self.loop.call_soon(self._read_more, context=self.context)
+            self.queue_read()
 
     def read_ready(self) -> None:
         try:
             data = self.receive(READ_SIZE)
-        except OSError as exc:
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
             self.fail(exc, "Fatal read error on socket transport")
             return
         if data is None:
@@ -388,6 +409,8 @@ class StreamTransport(FlowControlled):
             if not len(buffer):
                 raise RuntimeError("get_buffer() returned an empty buffer")
         except (SystemExit, KeyboardInterrupt):
+            if self.edge:
+                self.queue_read()
             raise
         except BaseException as exc:
             self.fail(exc, "Fatal error: protocol.get_buffer() call failed.")
