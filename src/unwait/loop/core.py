@@ -291,11 +291,13 @@ class Core:
             self.run_handles(self.ready)
             self.phase = RUN_EVENTS
         if self.phase == RUN_EVENTS:
-            self.current = None
-            self.poller.dispatch()
+            if self.poller.next < self.poller.count:
+                self.current = None
+                self.poller.dispatch()
             self.remaining = self.due.length
             self.phase = RUN_TIMERS
-        self.run_handles(self.due)
+        if self.remaining > 0:
+            self.run_handles(self.due)
         self.current = None
         self.phase = POLL
 
