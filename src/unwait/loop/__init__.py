@@ -15,7 +15,7 @@ try:
     import unwait.loop.kernel  # noqa: F401  # first, for it alone cannot be imported uncompiled, whatever else fails
     from unwait.loop.eventloop import Loop, live_objects
     from unwait.loop.streams import open_connection, open_unix_connection, start_server, start_unix_server
-except ImportError:
+except (ImportError, AttributeError):  # the latter from Cython's shadow modules, where only a part was built
     # These give asyncio's classes, from which ours derive as far as types are concerned.
     from asyncio import (  # type: ignore[assignment]
         open_connection,
