@@ -86,12 +86,12 @@ $(VENV)/.built: $(VENV)/.made $(SOURCES)
 	    || { cat $(VENV)/build.log; echo "the loop was not built; it needs a C compiler and Python.h"; exit 1; }
 	@touch $@
 
-# The package, editable, and with one of the extras of pyproject.toml.
+# The package, editable; then what an extra of pyproject.toml asks for beyond it, without building the package again.
 $(VENV)/.installed: $(VENV)/.made setup.py | $(VENV)/.built
 	@$(BIN)/pip install -qq --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.has-%: $(VENV)/.installed
 	@echo "Python $(VERSION): installing what unwait[$*] needs"
-	@$(BIN)/pip install -qq --no-build-isolation --editable '.[$*]'
+	@$(BIN)/pip install -qq 'unwait[$*]'
 	@touch $@
