@@ -6,6 +6,7 @@ from unwait.loop.kernel cimport Poller
 
 cdef Py_ssize_t CALLBACKS_PER_POLL
 cdef double QUICK
+cdef bint FACTORIES_TAKE_NAMES
 cdef int POLL, RUN_READY, RUN_EVENTS, RUN_TIMERS
 cdef object CANCELLED
 
