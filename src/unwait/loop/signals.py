@@ -159,8 +159,6 @@ class Signals(asyncio.BaseEventLoop):
         elif threading.current_thread() is threading.main_thread():
             for sig in list(self._signal_handlers):
                 self.remove_signal_handler(sig)
-            if self._signal_pipe is not None:
-                self._release_wakeup_fd()
         self._signal_handlers.clear()
         if self._signal_pipe is not None:
             self._remove_reader(self._signal_pipe[0])
