@@ -84,8 +84,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         loop = asyncio.get_running_loop()
         assert type(loop).__module__.startswith(given["loop_name"])
         loop.set_exception_handler(lambda _loop, context: errors.append(context))
+        ours = len(open_fds())
         async with asyncio.timeout(COROUTINE_LIMIT):
             await pyfuncitem.obj(**wanted)
+        # Libraries do not wait for the end of a TLS connection that they have closed; nor may a loop be closed before.
+        for _ in range(100):
+            if len(open_fds()) <= ours:
+                break
+            await asyncio.sleep(0.02)
 
     gc.collect()
     fds = open_fds()
