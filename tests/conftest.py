@@ -1,7 +1,7 @@
-"""Every test here runs twice, on asyncio's own loop and on unwait's, and leaves nothing behind on either.
+"""Tests that run twice, on asyncio's own loop and on unwait's, and leave nothing behind on either.
 
-A test that asks for `loop` (or `loop_factory`, `loop_kind`) is parametrised over both. A test that is a
-coroutine function runs on `loop`. What asyncio of the running Python cannot do is marked
+A test that asks for `loop` (or `loop_factory`, `loop_kind`, `run`) is parametrised over both; if it is a
+coroutine function, it runs on `loop`. What asyncio of the running Python cannot do is marked
 `@pytest.mark.asyncio_since(...)`, and what it gets wrong `@pytest.mark.asyncio_flawed(...)`: they skip the
 asyncio run and keep ours.
 """
@@ -55,7 +55,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+    if not inspect.iscoroutinefunction(pyfuncitem.obj) or "loop" not in pyfuncitem.funcargs:
         return None
     loop = pyfuncitem.funcargs["loop"]
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}

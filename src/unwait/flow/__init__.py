@@ -1,0 +1,1 @@
+"""Bounded concurrency: `map`, `stream` and `Pipeline` over limits, retries and a journal. Knows nothing of HTTP."""

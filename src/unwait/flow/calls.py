@@ -1,0 +1,171 @@
+"""One item's calls: a permit for each attempt, its time-out, the back-off between two."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from unwait.flow.limits import Limits, Permit, acquire_all, try_acquire_all
+from unwait.flow.outcome import Outcome
+from unwait.flow.retry import Retry
+from unwait.flow.stats import Report
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class CallCancelled(Exception):
+    """A call was cancelled by something inside it, not by whoever waits for its outcome."""
+
+
+class Interrupted(asyncio.CancelledError):
+    """A run was cut short by Ctrl-C or SIGTERM: what called it is neither done nor failed."""
+
+
+class Caller(Generic[T, R]):
+    """How `func` is called for an item: within which limits, how often, how long.
+
+    A permit of each of `limits` is held for exactly one attempt, never in back-off. `cost` is what an attempt
+    takes of the token limits, a number or a function of the item. `timeout` bounds each attempt, once it has
+    its permits; `item_timeout` everything, waiting included; both in seconds.
+
+    Raises ValueError for a time-out that is not positive.
+    """
+
+    def __init__(
+        self,
+        func: Callable[[T], Awaitable[R]],
+        *,
+        limits: Limits | Sequence[Limits] = (),
+        cost: float | Callable[[T], float] = 0,
+        retry: Retry | int | None = None,
+        timeout: float | None = None,
+        item_timeout: float | None = None,
+        report: Report | None = None,
+    ) -> None:
+        check_timeouts(timeout=timeout, item_timeout=item_timeout)
+        self._func = func
+        self._limits = (limits,) if isinstance(limits, Limits) else tuple(limits)
+        self._cost = cost
+        self._retry = Retry.of(retry)
+        self._timeout = timeout
+        self._item_timeout = item_timeout
+        self._report = report
+
+    async def __call__(self, outcome: Outcome[T, R]) -> None:
+        """Call the function for `outcome.item` and fill in the rest; raises nothing but a cancellation."""
+        if self._item_timeout is None:
+            await self._attempts(outcome)
+            return
+        scope = asyncio.timeout(self._item_timeout)
+        try:
+            async with scope:
+                await self._attempts(outcome)
+        except TimeoutError:
+            message = f"not done within {self._item_timeout:g} s ({outcome.attempts} attempts)"
+            outcome.value, outcome.error = None, TimeoutError(message)
+
+    async def _attempts(self, outcome: Outcome[T, R]) -> None:
+        clock = asyncio.get_running_loop().time
+        report, retry = self._report, self._retry
+        started = clock()
+        try:
+            cost = self._cost(outcome.item) if callable(self._cost) else self._cost
+        except Exception as error:
+            error.add_note("raised by cost=")
+            outcome.error = error
+            return
+        while True:
+            permits: Sequence[Permit] = ()
+            if self._limits:
+                asked = clock()
+                try:
+                    permits = try_acquire_all(self._limits, outcome.item, cost=cost) or await acquire_all(
+                        self._limits, outcome.item, cost=cost
+                    )
+                except Exception as error:
+                    # The limits can't admit this item at all: its key or its cost makes no sense.
+                    outcome.error = error
+                    return
+                finally:
+                    waited = clock() - asked
+                    outcome.waited += waited
+                    if report is not None:
+                        report.limited += waited
+            outcome.attempts += 1
+            if report is not None:
+                report.attempts += 1
+                report.retried += outcome.attempts > 1
+            begun = clock()
+            failed: Exception | None = None
+            try:
+                outcome.value = await self._attempt(permits, outcome.item)
+            except Interrupted:
+                raise
+            except asyncio.CancelledError as cancelled:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                failed = CallCancelled("the call was cancelled from inside")
+                failed.__cause__ = cancelled
+            except Exception as error:
+                failed = error
+            ended = clock()
+            if report is not None:
+                report.calling += ended - begun
+            if failed is None:
+                if retry is not None:
+                    retry.succeeded()
+                return
+            delay = None if retry is None else retry.delay(failed, outcome.attempts, ended - started, ended)
+            if retry is None or delay is None:
+                outcome.error = failed
+                return
+            await retry.wait(delay, failed)
+            waited = clock() - ended
+            outcome.waited += waited
+            if report is not None:
+                report.backing_off += waited
+
+    async def _attempt(self, permits: Sequence[Permit], item: T) -> R:
+        if permits:
+            with permits[0]:
+                return await self._attempt(permits[1:], item)
+        if self._timeout is None:
+            return await self._func(item)
+        scope = asyncio.timeout(self._timeout)
+        try:
+            async with scope:
+                return await self._func(item)
+        except TimeoutError as error:
+            if scope.expired() and not error.args:
+                error.args = (f"timed out after {self._timeout:g} s",)
+            raise
+
+
+def check_timeouts(**timeouts: float | None) -> None:
+    """Raise ValueError for one that is not positive, by its name."""
+    for name, seconds in timeouts.items():
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"{name} is in seconds and must be positive, or None; it is {seconds!r}")
+
+
+async def call(
+    func: Callable[[T], Awaitable[R]],
+    item: T,
+    *,
+    limits: Limits | Sequence[Limits] = (),
+    cost: float | Callable[[T], float] = 0,
+    retry: Retry | int | None = None,
+    timeout: float | None = None,
+    item_timeout: float | None = None,
+) -> Outcome[T, R]:
+    """`Caller` for a single item: its outcome, whatever it is; raises nothing but a cancellation."""
+    outcome: Outcome[T, R] = Outcome(0, item)
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    caller = Caller(func, limits=limits, cost=cost, retry=retry, timeout=timeout, item_timeout=item_timeout)
+    await caller(outcome)
+    outcome.elapsed = clock() - started
+    return outcome

@@ -1,0 +1,414 @@
+"""The engine behind `map`, `stream` and `Pipeline`: a bounded number of tasks that pull items and report outcomes.
+
+A task takes one item after the other as long as the calls end without ever suspending: then a task of its
+own would cost more than the call. After a call that suspended, the next item gets a new task: so whatever
+waits has its own task and context, as with `asyncio.gather`, and there are never more tasks than `limit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from unwait.flow.buffer import Buffer
+from unwait.flow.calls import CallCancelled, Caller, Interrupted
+from unwait.flow.codec import CodecError
+from unwait.flow.keys import check_key, derive_key
+from unwait.flow.outcome import Outcome
+from unwait.flow.stats import Report
+
+if TYPE_CHECKING:
+    from unwait.flow.journal import Journal
+    from unwait.flow.journal_session import Session
+
+_IN_A_ROW = 64  # calls without suspension after which the other tasks get their turn
+_COMMITTING = 256  # outcomes that may wait for the journal at least, so that commits come in batches
+
+
+class NotAwaitable(TypeError):
+    """The function given is not asynchronous."""
+
+
+class DuplicateKey(ValueError):
+    """Two items of one run have the same key in the journal."""
+
+
+class Engine:
+    """One run of `func` over `items`; used as start, then `finished`, then always `aclose`.
+
+    `caller` makes the calls with limits, retries and time-outs; None if there are none. `sink` gets each outcome
+    once it is final, which with a `journal` is when it is committed. While `buffer`, which the sink puts them
+    into, is full, no more items are pulled. `name` is the function's in the journal.
+    """
+
+    def __init__(
+        self,
+        func: Callable[[Any], Awaitable[Any]],
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        limit: int,
+        caller: Caller[Any, Any] | None = None,
+        report: Report,
+        sink: Callable[[Outcome[Any, Any]], None],
+        buffer: Buffer[Any] | None = None,
+        journal: Journal | None = None,
+        key: Callable[[Any], Any] | None = None,
+        name: str = "",
+    ) -> None:
+        self._func = func
+        self._items = items
+        self._limit = limit
+        self._caller = caller
+        self._report = report
+        self._sink = sink
+        self._buffer = buffer
+        self._journal = journal
+        self._key = key
+        self._name = name
+        self._session: Session | None = None
+        self._iterator: Iterator[Any] | None = None
+        self._async_iterator: AsyncIterator[Any] | None = None
+        self._pull_lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pulling: set[asyncio.Task[None]] = set()
+        self._keys: set[str] = set()
+        self._uncommitted = 0
+        self._committing = max(_COMMITTING, 2 * limit)
+        self._commit: asyncio.Future[None] | None = None
+        self._index = 0
+        self.cut_short = False  # whether items were left out because of an interruption
+        self._exhausted = False
+        self._closing = False
+        self._fault: BaseException | None = None
+        self._ended: asyncio.Future[None] | None = None
+
+    # Its life.
+
+    def start(self) -> None:
+        """Begin. Raises JournalError if the journal can't serve this run."""
+        self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
+        self._ended = self._loop.create_future()
+        if self._journal is not None:
+            self._session = self._journal.session(self._name, self._committed, self._broken)
+        if isinstance(self._items, AsyncIterable):
+            self._async_iterator = aiter(self._items)
+        else:
+            self._iterator = iter(self._items)
+        self._spawn()
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when all that was taken has ended and been reported."""
+        assert self._ended is not None
+        self._ended.add_done_callback(lambda _: callback())
+
+    async def finished(self) -> None:
+        """Wait until all items have ended and been reported; raises what ended the run before that."""
+        assert self._ended is not None
+        if not self._ended.done():
+            await asyncio.shield(self._ended)
+        await self._close_session()
+        if self._fault is not None:
+            raise self._fault
+
+    def stop(self) -> None:
+        """Take no more items; those that were taken go on."""
+        if not self._exhausted and self._index != self._report.total:
+            self.cut_short = True
+        self._exhausted = True
+        for task in self._pulling:
+            task.cancel()
+
+    def abort(self) -> None:
+        """Take no more items, and cancel those that were taken."""
+        self._exhausted = self._closing = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def aclose(self) -> None:
+        """Abort what still runs, and wait for its end and the journal's; leaves nothing behind, even if cancelled."""
+        self.abort()
+        cancelled: asyncio.CancelledError | None = None
+        while self._tasks or self._session is not None:
+            try:
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+                else:
+                    await self._close_session()
+            except asyncio.CancelledError as error:
+                cancelled = error
+        close = getattr(self._async_iterator, "aclose", None)
+        self._async_iterator = self._iterator = None
+        if close is not None:
+            # An async generator cut off in the middle must not wait for the collector.
+            await close()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _close_session(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # Its tasks.
+
+    def _spawn(self) -> None:
+        # A copy for each: what one item's call leaves in its context must not reach the next.
+        task = self._loop.create_task(self._work(), context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            if not self._closing and not self._tasks and not self.cut_short:
+                # The last task was cancelled, and not by this engine: so is the run.
+                self._fail(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self._fail(error)
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if not self._tasks and not self._uncommitted and self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def _fail(self, fault: BaseException) -> None:
+        if self._fault is None:
+            self._fault = fault
+        self.abort()
+
+    async def _work(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        context = self._context
+        clock = self._loop.time
+        report = self._report
+        plain = self._caller is None and self._session is None
+        buffer, iterator = self._buffer, self._iterator
+        in_a_row = 0
+        while True:
+            if (buffer is not None and buffer.full) or self._uncommitted >= self._committing:
+                await self._downstream()
+            if self._exhausted:
+                return
+            if iterator is None:
+                pulled = await self._pull(task)
+                if not pulled:
+                    return
+                outcome: Outcome[Any, Any] = Outcome(self._index, pulled[0])
+                pulled = ()
+            else:
+                try:
+                    outcome = Outcome(self._index, next(iterator))
+                except StopIteration:
+                    self._exhausted = True
+                    return
+                except Exception as error:
+                    self._source_failed(error)
+                    return
+            self._index += 1
+            report.taken += 1
+            if len(self._tasks) < self._limit and not self._exhausted:
+                self._spawn()
+            suspended = journalled = False
+            taken = clock()
+            try:
+                called: Any = self._func(outcome.item) if plain else self._call(outcome, taken)
+                try:
+                    send = called.send
+                except AttributeError:
+                    called = _awaiting(self._func, called)
+                    send = called.send
+                try:
+                    awaited = send(None)
+                except StopIteration as stop:
+                    value = stop.value
+                else:
+                    suspended = True
+                    value = await _rest(called, awaited)
+                if plain:
+                    outcome.value = value
+                else:
+                    journalled = value
+            except NotAwaitable:
+                raise
+            except Interrupted:
+                self.cut_short = True
+                raise
+            except asyncio.CancelledError as cancelled:
+                if self._closing:
+                    raise
+                outcome.error = CallCancelled("the call was cancelled from inside")
+                outcome.error.__cause__ = cancelled
+            except Exception as error:
+                outcome.error = error
+            if not journalled:
+                outcome.elapsed = elapsed = clock() - taken
+                if plain:
+                    outcome.attempts = 1
+                    report.attempts += 1
+                    report.calling += elapsed
+                self._settle(outcome)
+            # What this item held must not live until there is another one.
+            del outcome, called, send
+            awaited = value = None
+            if task.cancelling():
+                raise asyncio.CancelledError
+            if suspended or copy_context() != context:
+                if not self._exhausted:
+                    self._spawn()
+                return
+            in_a_row += 1
+            if in_a_row == _IN_A_ROW:
+                in_a_row = 0
+                await asyncio.sleep(0)
+
+    async def _downstream(self) -> None:
+        """Wait until outcomes can be taken on: by the consumer, by the journal."""
+        started = self._loop.time()
+        if self._buffer is not None:
+            await self._buffer.room()
+        while self._uncommitted >= self._committing:
+            if self._commit is None:
+                self._commit = self._loop.create_future()
+            await asyncio.shield(self._commit)
+        self._report.blocked += self._loop.time() - started
+
+    async def _pull(self, task: asyncio.Task[None]) -> tuple[Any, ...]:
+        """The next item of an async iterable in a tuple, which is empty if there is none."""
+        assert self._async_iterator is not None
+        started = self._loop.time()
+        self._pulling.add(task)
+        try:
+            async with self._pull_lock:
+                if self._exhausted:
+                    return ()
+                return (await anext(self._async_iterator),)
+        except StopAsyncIteration:
+            self._exhausted = True
+        except asyncio.CancelledError:
+            if self._closing or not self._exhausted:
+                raise
+            task.uncancel()  # it was `stop`
+        except Exception as error:
+            self._source_failed(error)
+        finally:
+            self._pulling.discard(task)
+            self._report.starved += self._loop.time() - started
+        return ()
+
+    def _source_failed(self, error: Exception) -> None:
+        """What was taken before still ends as it will; then the error is the run's."""
+        error.add_note(f"raised by the items, after {self._index} of them")
+        self._exhausted = True
+        if self._fault is None:
+            self._fault = error
+
+    async def _call(self, outcome: Outcome[Any, Any], taken: float) -> bool:
+        """Fill in the outcome; whether it now waits for its commit to the journal."""
+        if self._session is None:
+            assert self._caller is not None
+            await self._caller(outcome)
+            return False
+        return await self._journalled(self._session, outcome, taken)
+
+    async def _journalled(self, session: Session, outcome: Outcome[Any, Any], taken: float) -> bool:
+        assert self._caller is not None
+        key = derive_key(outcome.item) if self._key is None else check_key(self._key(outcome.item))
+        outcome.key = key
+        stored = session.find(key)
+        if key in self._keys or (stored is not None and stored.this_run):
+            raise DuplicateKey(
+                f"two items have the key {key!r}: leave out the second, or tell them apart with key="
+            )
+        if stored is not None and stored.ok:
+            outcome.value, outcome.resumed = stored.value, True
+            outcome.elapsed = self._loop.time() - taken
+            session.reused(key, outcome)
+            self._uncommitted += 1
+            return True
+        self._keys.add(key)
+        try:
+            await self._caller(outcome)
+            outcome.elapsed = self._loop.time() - taken
+            spent = {"waited": outcome.waited, "elapsed": outcome.elapsed}
+            if outcome.error is None:
+                try:
+                    outcome.value = session.done(
+                        key, outcome.value, outcome, attempts=outcome.attempts, **spent
+                    )
+                except CodecError as error:
+                    outcome.value, outcome.error = None, error
+            if outcome.error is not None:
+                session.failed(key, outcome.error, outcome, attempts=outcome.attempts, **spent)
+            self._uncommitted += 1
+        finally:
+            self._keys.discard(key)
+        return True
+
+    # Outcomes.
+
+    def _settle(self, outcome: Outcome[Any, Any]) -> None:
+        report = self._report
+        if outcome.error is None:
+            report.done += 1
+            report.resumed += outcome.resumed
+        else:
+            report.add_failure(outcome.error)
+        report.samples.add(outcome.elapsed)
+        self._sink(outcome)
+
+    def _committed(self, outcomes: list[Outcome[Any, Any]]) -> None:
+        self._uncommitted -= len(outcomes)
+        for outcome in outcomes:
+            self._settle(outcome)
+        self._wake_committing()
+        self._end_if_idle()
+
+    def _broken(self, error: Exception) -> None:
+        """The journal can't be written: what it did not commit is not reported."""
+        self._uncommitted = 0
+        self._fail(error)
+        self._wake_committing()
+        self._end_if_idle()
+
+    def _wake_committing(self) -> None:
+        if self._commit is not None:
+            self._commit.set_result(None)
+            self._commit = None
+
+
+@types.coroutine
+def _rest(called: Any, awaited: Any) -> Generator[Any, Any, Any]:
+    """What is left of a coroutine whose first step awaits `awaited`."""
+    while True:
+        try:
+            yield awaited
+        except GeneratorExit:
+            called.close()
+            raise
+        except BaseException as thrown:
+            try:
+                awaited = called.throw(thrown)
+            except StopIteration as stop:
+                return stop.value
+        else:
+            return (yield from called)
+
+
+def _awaiting(func: Callable[[Any], Any], called: Any) -> Any:
+    """A coroutine for what a function returned that is awaitable and no coroutine itself."""
+    if not hasattr(called, "__await__"):
+        name = getattr(func, "__qualname__", repr(func))
+        raise NotAwaitable(
+            f"{name} returned {type(called).__name__}, which can't be awaited: make it an async function, or have it "
+            'run in threads or processes with where="thread" or where="process"'
+        )
+
+    async def awaiting() -> Any:
+        return await called
+
+    return awaiting()

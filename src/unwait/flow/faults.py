@@ -1,0 +1,58 @@
+"""What an error says to the engine: ask for less, come back later; and its text without secrets."""
+
+from __future__ import annotations
+
+import math
+import re
+
+# A user name and password in a URL; a token after its scheme; a secret's name with its value; the well-known prefixes.
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s\"'<>]*@")
+_SCHEMES = re.compile(r"\b(bearer|basic|token)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_NAMED = re.compile(
+    r"((?:api[_-]?key|access[_-]?token|auth[_-]?token|refresh[_-]?token|client[_-]?secret|secret|password|passwd|pwd"
+    r"|token|signature|sig|authorization|x-amz-(?:signature|credential|security-token))"
+    r"[\"']?\s*[=:]\s*[\"']?)(?!bearer\b|basic\b)[^\s&\"',;}<>]+",
+    re.IGNORECASE,
+)
+_PREFIXED = re.compile(r"\b(?:sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abprs]|hf)[-_][A-Za-z0-9_-]{8,}")
+
+
+class Overloaded(Exception):
+    """To be raised by a function when the other side asks for less: it is retried, and limits yield.
+
+    `retry_after` is the delay that the other side named, in seconds, if it did.
+    """
+
+    overloaded = True
+
+    def __init__(self, message: str = "overloaded", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def retry_after(error: BaseException) -> float | None:
+    """The seconds to wait that an error names in its attribute `retry_after`; None without a usable one."""
+    delay = getattr(error, "retry_after", None)
+    if isinstance(delay, int | float) and math.isfinite(delay) and delay >= 0:
+        return float(delay)
+    return None
+
+
+def is_overload(error: BaseException) -> bool:
+    """Whether an error means that the other side has too much to do: a time-out, or a true `overloaded`."""
+    return isinstance(error, TimeoutError) or getattr(error, "overloaded", False) is True
+
+
+def scrub(text: str) -> str:
+    """The text with `***` for credentials in URLs, tokens, and values named as keys, secrets or passwords."""
+    text = _CREDENTIALS.sub("***@", text)
+    text = _NAMED.sub(r"\1***", text)
+    text = _SCHEMES.sub(r"\1\2***", text)
+    return _PREFIXED.sub("***", text)
+
+
+def describe(error: BaseException, longest: int = 300) -> str:
+    """`ValueError: its text`, on one line, scrubbed, at most `longest` characters."""
+    text = " ".join(scrub(str(error)).split())
+    name = type(error).__name__
+    return f"{name}: {text}"[:longest] if text else name

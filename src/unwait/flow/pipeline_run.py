@@ -1,0 +1,553 @@
+"""One run of a pipeline: an engine for each stage, and the queues, the journal and the interruptions of all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from unwait.flow.batches import Batch
+from unwait.flow.buffer import Buffer
+from unwait.flow.calls import Caller, Interrupted
+from unwait.flow.codec import CodecError
+from unwait.flow.engine import DuplicateKey, Engine, NotAwaitable
+from unwait.flow.interrupt import graceful
+from unwait.flow.journal import JournalError
+from unwait.flow.keys import check_key, derive_key
+from unwait.flow.outcome import Outcome
+from unwait.flow.pipeline_report import PipelineReport, StageReport
+from unwait.flow.progress import showing
+from unwait.flow.stats import Report
+from unwait.flow.workers import place
+
+if TYPE_CHECKING:
+    from unwait.flow.journal_session import Session
+    from unwait.flow.pipeline import Pipeline, Stage
+    from unwait.flow.workers import Workers
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_COMMITTING = 256  # rows that may wait for the journal, so that commits come in batches
+_AT = "\x1f"  # between a key and a stage's name in the journal; no key has it
+
+
+@dataclass(slots=True, eq=False)
+class PipelineOutcome(Outcome[T, R]):
+    """What became of an item of a pipeline; `stage` names the one in which it failed, None if in none.
+
+    Attempts and seconds are the sums over all stages; `elapsed` has the stages' time, and not the queues'.
+    """
+
+    stage: str | None = None
+
+
+class _Queue:
+    """What waits in front of a stage, bounded in number and size; who has more to put waits in order."""
+
+    def __init__(self, items: int, size: float, report: StageReport, exhausted: Callable[[], None]) -> None:
+        self._most = items
+        self._most_size = size
+        self._report = report
+        self._on_exhausted = exhausted
+        self._held: deque[tuple[PipelineOutcome[Any, Any], float]] = deque()
+        self._size = 0.0
+        self._getter: asyncio.Future[None] | None = None
+        self._putters: deque[tuple[asyncio.Future[None], PipelineOutcome[Any, Any], float]] = deque()
+        self._closed = False
+        self.exhausted = False  # and the stage knows
+
+    async def put(self, item: PipelineOutcome[Any, Any], size: float) -> None:
+        """Add it as soon as there is room."""
+        if not self._putters and self._has_room(size):
+            self._add(item, size)
+            return
+        putter = (asyncio.get_running_loop().create_future(), item, size)
+        self._putters.append(putter)
+        try:
+            await putter[0]
+        except asyncio.CancelledError:
+            if putter in self._putters:
+                self._putters.remove(putter)
+                self._let_in()
+            raise
+
+    def close(self) -> None:
+        """Nothing more will be put."""
+        self._closed = True
+        self._wake()
+
+    def __aiter__(self) -> _Queue:
+        return self
+
+    async def __anext__(self) -> PipelineOutcome[Any, Any]:
+        # One task of the engine pulls at a time.
+        while not self._held:
+            if self._closed:
+                self.exhausted = True
+                self._on_exhausted()
+                raise StopAsyncIteration
+            self._getter = asyncio.get_running_loop().create_future()
+            try:
+                await self._getter
+            finally:
+                self._getter = None
+        item, size = self._held.popleft()
+        self._size -= size
+        self._let_in()
+        return item
+
+    def _has_room(self, size: float) -> bool:
+        return not self._held or (len(self._held) < self._most and self._size + size <= self._most_size)
+
+    def _add(self, item: PipelineOutcome[Any, Any], size: float) -> None:
+        self._held.append((item, size))
+        self._size += size
+        self._report.deepest = max(self._report.deepest, len(self._held))
+        self._wake()
+
+    def _let_in(self) -> None:
+        while self._putters and self._has_room(self._putters[0][2]):
+            putter, item, size = self._putters.popleft()
+            if not putter.done():
+                self._add(item, size)
+                putter.set_result(None)
+
+    def _wake(self) -> None:
+        if self._getter is not None and not self._getter.done():
+            self._getter.set_result(None)
+
+
+class _Station:
+    """A stage in one run."""
+
+    def __init__(self, stage: Stage, name: str, number: int, run: PipelineRun) -> None:
+        assert run.report is not None
+        self.stage = stage
+        self.name = name
+        self.number = number
+        self._run = run
+        self._clock = clock = asyncio.get_running_loop().time
+        calls = Report(clock)
+        tasks = stage.concurrency * (stage.batch or 1)
+        self.report = StageReport(name, stage.concurrency, tasks, calls)
+        run.report.stages.append(self.report)
+        self.workers: Workers[Any, Any] | None = None
+        func = stage.func
+        if stage.where is not None:
+            func = self.workers = place(func, stage.where, stage.concurrency)
+        self.batch: Batch[Any, Any] | None = None
+        if stage.batch is None:
+            self._call: Callable[[Outcome[Any, Any]], Awaitable[None]] = stage.caller(
+                self._awaited(func), calls
+            )
+        else:
+            self.batch = stage.batches(func, calls)
+            self._call = partial(_in_batch, self.batch)
+        self.queue = _Queue(stage.queue, stage.queue_bytes, self.report, self._flush)
+        self.engine = Engine(
+            func,
+            run.items if number == 0 else self.queue,
+            limit=tasks,
+            caller=cast(Caller[Any, Any], self._enter if number == 0 else self._go_on),
+            report=calls,
+            sink=lambda _: None,
+        )
+
+    def _awaited(self, func: Callable[..., Any]) -> Callable[[Any], Awaitable[Any]]:
+        async def awaited(item: Any) -> Any:
+            called = func(item)
+            if not hasattr(called, "__await__"):
+                raise NotAwaitable(
+                    f"stage {self.name!r}: its function returned {type(called).__name__}, which can't be awaited: make "
+                    'it async, or have it run in threads or processes with where="thread" or where="process"'
+                )
+            return await called
+
+        return awaited
+
+    def _flush(self) -> None:
+        if self.batch is not None:
+            self.batch.flush()
+
+    async def _enter(self, outcome: Outcome[Any, Any]) -> None:
+        """The first stage's calls: of what is in the journal, only the rest is to be done."""
+        item: PipelineOutcome[Any, Any] = PipelineOutcome(outcome.index, outcome.item, value=outcome.item)
+        entrance = self._run.entrance(item)
+        if entrance is self:
+            await self._work(item, outcome)
+        elif entrance is None:
+            await self._run.leave(item)
+        else:
+            await entrance.put(item)
+
+    async def _go_on(self, outcome: Outcome[Any, Any]) -> None:
+        await self._work(outcome.item, outcome)
+
+    async def _work(self, item: PipelineOutcome[Any, Any], outcome: Outcome[Any, Any]) -> None:
+        """Have the function called, and send the item on; `outcome` is the engine's own, for its counts."""
+        report, clock, run = self.report, self._clock, self._run
+        report.taken += 1
+        started = clock()
+        call: Outcome[Any, Any] = Outcome(item.index, item.value)
+        await self._call(call)
+        if isinstance(call.error, NotAwaitable):
+            raise call.error
+        called = clock()
+        run.count(call.attempts)
+        item.attempts += call.attempts
+        item.waited += call.waited
+        item.elapsed += called - started
+        report.samples.add(called - started)
+        item.value, error = call.value, call.error
+        # While it waits for room, only the new value is held.
+        del call
+        following = run.after(self)
+        if error is None and following is not None:
+            try:
+                if self.stage.save:
+                    item.value = run.save(item, self.name, called - started)
+                size = following.size_of(item.value)
+            except Exception as failed:
+                error = failed
+        if error is None:
+            report.passed += 1
+        else:
+            report.failed += 1
+            item.value, item.error, item.stage = None, error, self.name
+            outcome.error = error
+            note = f"in stage {self.name!r} of the pipeline"
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+        waits = clock()
+        if error is None and following is not None:
+            await following.queue.put(item, size)
+        else:
+            await run.leave(item)
+        report.blocked_seconds += clock() - waits
+
+    def size_of(self, value: Any) -> float:
+        """What the value counts in the queue in front of this stage."""
+        try:
+            return self.stage.size(value)
+        except Exception as error:
+            error.add_note("raised by size=")
+            raise
+
+    async def put(self, item: PipelineOutcome[Any, Any]) -> None:
+        """Let in an item that has passed the stages before in an earlier run."""
+        await self.queue.put(item, self.size_of(item.value))
+
+
+async def _in_batch(batch: Batch[Any, Any], call: Outcome[Any, Any]) -> None:
+    done = await batch.outcome(call.item)
+    call.value, call.error, call.attempts, call.waited = done.value, done.error, done.attempts, done.waited
+
+
+class PipelineRun:
+    """One run of a pipeline: its stages, the journal, progress and interruptions around them."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline[Any, Any],
+        items: Iterable[Any] | AsyncIterable[Any],
+        progress: bool | Callable[[Report], None] | None,
+        grace: float,
+    ) -> None:
+        self._stages = pipeline.stages
+        self._journal = pipeline.journal
+        self._key = pipeline.key
+        self.items = items
+        self._progress = progress
+        self._grace = grace
+        self._stack = ExitStack()
+        self._stations: list[_Station] = []
+        self._session: Session | None = None
+        self._keys: set[str] = set()
+        self._uncommitted = 0
+        self._commit: asyncio.Future[None] | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._running = 0  # stages that have not ended
+        self._aborted = False
+        self._fault: Exception | None = None
+        self.report: PipelineReport | None = None
+        self._cut_short = False
+
+    # What `collect` and `Stream` use.
+
+    def start(
+        self,
+        sink: Callable[[Outcome[Any, Any]], None],
+        buffer: Buffer[Any] | None = None,
+    ) -> PipelineReport:
+        """Begin, on the running loop; returns the report, which counts from now on."""
+        loop = asyncio.get_running_loop()
+        self._sink = sink
+        self._buffer = buffer
+        self._ended = loop.create_future()
+        total = len(self.items) if isinstance(self.items, Sized) else None
+        self.report = report = PipelineReport(loop.time, total)
+        names: list[str] = []
+        for number, stage in enumerate(self._stages):
+            name = stage.name if stage.name not in names else f"{stage.name} ({number + 1})"
+            names.append(name)
+            self._stations.append(_Station(stage, name, number, self))
+        self._running = len(self._stations)
+        try:
+            for station in self._stations:
+                station.engine.start()
+                station.engine.when_ended(partial(self._stage_ended, station))
+            # Its tasks have not begun yet: what comes now can still fail, and leaves nothing behind.
+            self._open_journal()
+            self._stack.enter_context(graceful(self._stop, self._cut, self._saved, self._grace))
+            self._stack.enter_context(showing(self._progress, report, " → ".join(names)))
+        except BaseException:
+            self.abort()
+            self._stack.close()
+            raise
+        return report
+
+    @property
+    def engine(self) -> PipelineRun:
+        """Itself: its stages end as one."""
+        return self
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when all that was taken has left, or the run was aborted."""
+        assert self._ended is not None
+        self._ended.add_done_callback(lambda _: callback())
+
+    async def finished(self) -> None:
+        """Wait until all items have left; raises what ended the run before that."""
+        assert self._ended is not None
+        if not self._ended.done():
+            await asyncio.shield(self._ended)
+        if self._fault is not None:
+            raise self._fault
+        for station in self._stations:
+            await station.engine.finished()
+        if self._session is not None:
+            await self._session.close()
+
+    def abort(self) -> None:
+        """Take no more items, and cancel those that were taken."""
+        self._aborted = True
+        for station in self._stations:
+            station.engine.abort()
+
+    async def aclose(self) -> None:
+        """End whatever still runs. If an interruption stopped the run, this raises what that ends in."""
+        self.abort()
+        fault: BaseException | None = None
+        endings = [station.engine.aclose for station in self._stations]
+        endings += [station.batch.aclose for station in self._stations if station.batch is not None]
+        endings += [] if self._session is None else [self._session.close]
+        while endings:
+            try:
+                await endings[0]()
+            except asyncio.CancelledError as error:
+                # What it ends is being cancelled already; a second time it only waits for that.
+                fault = error
+                continue
+            except Exception as error:
+                fault = fault or error
+            del endings[0]
+        try:
+            if fault is not None:
+                raise fault
+        finally:
+            try:
+                await asyncio.gather(
+                    *(station.workers.aclose() for station in self._stations if station.workers)
+                )
+            finally:
+                if self.report is not None:
+                    self.report.end()
+                self._stack.close()
+        if self._cut_short or any(station.engine.cut_short for station in self._stations):
+            # Handing the interruption on has cancelled the main task: what there is must not pass for the whole.
+            await asyncio.sleep(0)
+            raise Interrupted
+
+    # What its stages use.
+
+    def entrance(self, item: PipelineOutcome[Any, Any]) -> _Station | None:
+        """The stage at which the item begins; None if it has come to its end already."""
+        assert self.report is not None
+        self.report.taken += 1
+        session = self._session
+        if session is None:
+            return self._stations[0]
+        try:
+            key = derive_key(item.item) if self._key is None else check_key(self._key(item.item))
+        except Exception as error:
+            item.error = error
+            return None
+        try:
+            stored = session.find(key)
+            if key in self._keys or (stored is not None and stored.this_run):
+                item.error = DuplicateKey(
+                    f"two items have the key {key!r}: leave out the second, or tell them apart with key="
+                )
+                return None
+            item.key = key
+            if stored is not None and stored.ok:
+                item.value, item.resumed = stored.value, True
+                return None
+            self._keys.add(key)
+            if session.resumes:
+                for station, following in reversed(list(pairwise(self._stations))):
+                    if (
+                        station.stage.save
+                        and (saved := session.find(f"{key}{_AT}{station.name}"))
+                        and saved.ok
+                    ):
+                        item.value = saved.value
+                        return following
+        except JournalError as error:
+            self._fail(error)
+            raise
+        return self._stations[0]
+
+    def after(self, station: _Station) -> _Station | None:
+        """The next stage; None behind the last."""
+        return self._stations[station.number + 1] if station.number + 1 < len(self._stations) else None
+
+    def count(self, attempts: int) -> None:
+        """Count the calls that a stage made for an item."""
+        assert self.report is not None
+        self.report.attempts += attempts
+        self.report.retried += max(0, attempts - 1)
+
+    def save(self, item: PipelineOutcome[Any, Any], stage: str, elapsed: float) -> Any:
+        """Store what a stage made of an item; returns it as a later run will find it."""
+        if self._session is None or item.key is None:
+            return item.value
+        self._uncommitted += 1
+        return self._session.done(
+            f"{item.key}{_AT}{stage}",
+            item.value,
+            None,
+            attempts=item.attempts,
+            waited=item.waited,
+            elapsed=elapsed,
+        )
+
+    async def leave(self, item: PipelineOutcome[Any, Any]) -> None:
+        """Report the item's outcome when there is room for it and, with a journal, when it is stored."""
+        while self._uncommitted >= _COMMITTING or (self._buffer is not None and self._buffer.full):
+            await self._downstream()
+        session = self._session
+        if session is None or item.key is None:
+            self._settle(item)
+            return
+        figures: dict[str, Any] = {"attempts": item.attempts, "waited": item.waited, "elapsed": item.elapsed}
+        try:
+            if item.resumed:
+                session.reused(item.key, item)
+            else:
+                self._keys.discard(item.key)
+                if item.error is None:
+                    try:
+                        item.value = session.done(item.key, item.value, item, **figures)
+                    except CodecError as error:
+                        item.value, item.error, item.stage = None, error, self._stations[-1].name
+                if item.error is not None:
+                    session.failed(item.key, item.error, item, **figures)
+        except JournalError as error:
+            self._fail(error)
+            raise
+        self._uncommitted += 1
+
+    def _settle(self, item: PipelineOutcome[Any, Any]) -> None:
+        report = self.report
+        assert report is not None
+        if item.error is None:
+            report.done += 1
+            report.resumed += item.resumed
+        else:
+            report.add_failure(item.error)
+        report.samples.add(item.elapsed)
+        self._sink(item)
+
+    # The journal.
+
+    def _open_journal(self) -> None:
+        if self._journal is None:
+            return
+        from unwait.flow.journal import Journal, function_name
+
+        journal = self._journal if isinstance(self._journal, Journal) else Journal(self._journal)
+        name = f"Pipeline[{', '.join(function_name(stage.func) for stage in self._stages)}]"
+        self._session = journal.session(name, self._committed, self._broken)
+        self._saved_in = str(journal.path)
+
+    def _committed(self, items: list[PipelineOutcome[Any, Any] | None]) -> None:
+        self._uncommitted -= len(items)
+        for item in items:
+            if item is not None:
+                self._settle(item)
+        self._wake()
+        self._end_if_idle()
+
+    def _broken(self, error: Exception) -> None:
+        """The journal can't be written: what it did not commit is not reported."""
+        self._uncommitted = 0
+        self._fail(error)
+        self._wake()
+        self._end_if_idle()
+
+    async def _downstream(self) -> None:
+        """Wait until the consumer and the journal can take on another outcome."""
+        if self._buffer is not None:
+            await self._buffer.room()
+        while self._uncommitted >= _COMMITTING:
+            if self._commit is None:
+                self._commit = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._commit)
+
+    def _wake(self) -> None:
+        if self._commit is not None:
+            self._commit.set_result(None)
+            self._commit = None
+
+    # Its end.
+
+    def _stage_ended(self, station: _Station) -> None:
+        self._running -= 1
+        following = self.after(station)
+        if not self._aborted and station.number and not station.queue.exhausted:
+            # It failed, and nobody takes from its queue any more. `finished` tells why.
+            self.abort()
+        elif following is not None:
+            following.queue.close()
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if not self._running and not self._uncommitted and self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def _fail(self, fault: Exception) -> None:
+        if self._fault is None:
+            self._fault = fault
+        self.abort()
+
+    # An interruption.
+
+    def _stop(self) -> int:
+        self._stations[0].engine.stop()
+        return 0 if self.report is None else self.report.running
+
+    def _cut(self) -> None:
+        self._cut_short = True
+        self.abort()
+
+    def _saved(self) -> str:
+        if self._session is None or self.report is None:
+            return ""
+        return f"{self.report.done} done and saved in {self._saved_in}; run again to resume"

@@ -1,0 +1,766 @@
+"""The journal: what is in it after each call, who may open it, and what becomes of what cannot be stored."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import os
+import pickle
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unwait.flow import journal_file
+from unwait.flow.codec import CodecError, JsonCodec
+from unwait.flow.journal import (
+    Journal,
+    JournalBusy,
+    JournalError,
+    JournalMismatch,
+    function_name,
+)
+from unwait.flow.journal_reader import JournalReader
+from unwait.flow.journal_session import Session
+
+FIGURES = {"attempts": 1, "waited": 0.25, "elapsed": 0.5}
+
+
+class Observer:
+    """What a session reported: the tags of each commit, and the failure."""
+
+    def __init__(self) -> None:
+        self.commits: list[list[Any]] = []
+        self.failures: list[JournalError] = []
+
+    @property
+    def tags(self) -> list[Any]:
+        return [tag for commit in self.commits for tag in commit]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.db"
+
+
+@pytest.fixture
+def seen() -> Observer:
+    return Observer()
+
+
+@pytest.fixture
+def opened(path: Path, seen: Observer) -> Callable[..., Session]:
+    def open_session(function: str = "app.get", **options: Any) -> Session:
+        return Journal(path, **options).session(function, seen.commits.append, seen.failures.append)
+
+    return open_session
+
+
+def rows(path: Path, query: str = "SELECT key FROM items ORDER BY id") -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        return [row[0] if len(row) == 1 else row for row in connection.execute(query)]
+
+
+async def test_a_later_run_finds_what_an_earlier_one_stored(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], seen: Observer
+) -> None:
+    first = opened()
+    assert not first.resumes
+    assert first.find("a") is None
+    assert first.done("a", {"text": "größe", "n": [1, 2.5, None]}, "tag a", **FIGURES) == {
+        "text": "größe",
+        "n": [1, 2.5, None],
+    }
+    first.failed("b", ValueError("no such thing"), "tag b", attempts=3, waited=1.0, elapsed=2.0)
+    await first.close()
+    assert seen.tags == ["tag a", "tag b"]
+
+    second = opened()
+    assert second.resumes
+    a, b = second.find("a"), second.find("b")
+    assert a is not None
+    assert b is not None
+    assert (a.ok, a.value, a.error, a.attempts, a.elapsed) == (
+        True,
+        {"text": "größe", "n": [1, 2.5, None]},
+        None,
+        1,
+        0.5,
+    )
+    assert (b.ok, b.value, b.error, b.attempts, b.elapsed) == (
+        False,
+        None,
+        "ValueError: no such thing",
+        3,
+        2.0,
+    )
+    assert second.find("c") is None
+    await second.close()
+
+
+async def test_what_is_queued_is_found_before_it_is_committed(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path, seen: Observer
+) -> None:
+    session = opened()
+    session.done("a", [1], 1, **FIGURES)
+    session.failed("b", OSError("x"), 2, **FIGURES)
+    assert rows(path) == []
+    a, b = session.find("a"), session.find("b")
+    assert a is not None
+    assert b is not None
+    assert a.value == [1]
+    assert b.error == "OSError: x"
+    assert a.this_run
+    assert b.this_run
+    assert seen.commits == []
+    await session.close()
+
+
+async def test_an_item_is_reported_only_once_it_is_in_the_file(
+    loop: asyncio.AbstractEventLoop, path: Path, seen: Observer
+) -> None:
+    in_file: list[bool] = []
+    everything = asyncio.Event()
+
+    def committed(tags: list[Any]) -> None:
+        in_file.extend(tag in rows(path) for tag in tags)
+        if len(in_file) == 50:
+            everything.set()
+
+    session = Journal(path).session("f", committed, seen.failures.append)
+    for number in range(50):
+        session.done(str(number), number, str(number), **FIGURES)
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+    # Nobody closes it: the writer commits on its own as soon as it has nothing else to do.
+    await everything.wait()
+    assert in_file == [True] * 50
+    await session.close()
+
+
+async def test_items_that_end_together_share_a_commit(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], seen: Observer
+) -> None:
+    session = opened()
+    for number in range(1000):
+        session.done(str(number), number, number, **FIGURES)
+    await session.close()
+    assert seen.commits == [list(range(1000))]
+
+
+async def test_closing_commits_and_reports_what_is_queued_and_may_be_repeated(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path, seen: Observer
+) -> None:
+    session = opened()
+    session.done("a", 1, "a", **FIGURES)
+    closing_it = asyncio.ensure_future(session.close())
+    await asyncio.sleep(0)
+    closing_it.cancel()
+    await session.close()
+    assert seen.tags == ["a"]
+    assert rows(path) == ["a"]
+    await session.close()
+    with pytest.raises(JournalError, match=r"run\.db is closed"):
+        session.done("b", 1, "b", **FIGURES)
+    with pytest.raises(JournalError, match=r"run\.db"):
+        session.find("a")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["run.db"]
+
+
+async def test_a_duplicate_in_one_run_is_told_from_an_item_of_an_earlier_run(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path, seen: Observer
+) -> None:
+    def this_run(session: Session, key: str) -> bool | None:
+        stored = session.find(key)
+        return None if stored is None else stored.this_run
+
+    first = opened()
+    for number in range(20):
+        first.done(f"old {number}", number, None, **FIGURES)
+    first.failed("failed", OSError(), None, **FIGURES)
+    await first.close()
+
+    second = opened()
+    assert [this_run(second, f"old {number}") for number in range(20)] == [False] * 20
+    second.reused("old 8", "tag")
+    second.done("failed", 1, None, **FIGURES)
+    second.done("new", 1, None, **FIGURES)
+    assert this_run(second, "failed")
+    while len(seen.tags) < 24:
+        await asyncio.sleep(0.001)
+    # The same once they are committed.
+    assert this_run(second, "failed")
+    assert this_run(second, "new")
+    assert this_run(second, "missing") is None
+    reused = [number for number in range(20) if this_run(second, f"old {number}")]
+    assert reused == [8]
+    await second.close()
+    assert seen.tags[21:] == ["tag", None, None]
+
+    # Killed or not, the next run begins anew.
+    third = opened()
+    assert not any(this_run(third, key) for key in ("old 8", "failed", "new"))
+    await third.close()
+
+
+async def test_a_failed_item_that_is_done_in_a_later_run_has_one_row(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path
+) -> None:
+    session = opened()
+    session.failed("a", OSError(), None, **FIGURES)
+    session.done("b", 1, None, **FIGURES)
+    await session.close()
+    session = opened()
+    session.done("a", 2, None, **FIGURES)
+    await session.close()
+    assert rows(path, "SELECT key, state, value, error, run FROM items ORDER BY id") == [
+        ("b", 1, b"1", None, 1),
+        ("a", 1, b"2", None, 2),
+    ]
+
+
+async def test_errors_are_stored_short_and_without_secrets(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path
+) -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    session = opened()
+    session.failed("secret", OSError("GET https://me:hunter2@example.org?api_key=hunter2"), None, **FIGURES)
+    session.failed("long", ValueError("x" * 10_000), None, **FIGURES)
+    session.failed("unspeakable", Unspeakable(), None, **FIGURES)
+    session.failed("surrogate", ValueError("\udcff"), None, **FIGURES)
+    await session.close()
+    errors = dict(rows(path, "SELECT key, error FROM items"))
+    assert errors["secret"] == "OSError: GET https://***@example.org?api_key=***"
+    assert errors["long"] == ("ValueError: " + "x" * 500)[:500]
+    assert errors["unspeakable"] == "Unspeakable"
+    assert errors["surrogate"] == "ValueError: \\udcff"
+    assert not any(b"hunter2" in file.read_bytes() for file in path.parent.iterdir())
+
+
+# Whose file it is.
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (
+            "app.post",
+            {},
+            r"run\.db holds results of the function 'app\.get', and this run is of the function 'app\.post': "
+            r"name another file, delete this one .*",
+        ),
+        (
+            "app.get",
+            {"version": "2"},
+            r"of the version '1', and this run is of the version '2': .* or give version='1' if",
+        ),
+        (
+            "app.get",
+            {"codec": "pickle"},
+            r"of the codec 'json', and this run is of the codec 'pickle': .* or use the codec 'json'",
+        ),
+    ],
+)
+async def test_a_journal_of_another_function_version_or_codec_is_refused(
+    loop: asyncio.AbstractEventLoop,
+    opened: Callable[..., Session],
+    path: Path,
+    function: str,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    session = opened(version="1")
+    session.done("a", 1, None, **FIGURES)
+    await session.close()
+    with pytest.raises(JournalMismatch, match=message):
+        opened(function, **{"version": "1", **options})
+    # Nothing was changed, and nothing is held.
+    assert rows(path, "SELECT max(run) FROM runs") == [1]
+    await opened(version="1").close()
+
+
+def foreign_database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE meta (name, value)")
+
+
+def newer_journal(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(journal_file._SCHEMA)
+        connection.execute(f"PRAGMA user_version = {journal_file.FORMAT + 1}")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text('{"id": 1}\n' * 100), r"is no journal: it holds something else"),
+        (lambda path: path.write_text("x"), r"is no journal: it holds something else"),
+        (foreign_database, r"is no journal: it holds something else"),
+        (newer_journal, r"written by a newer unwait \(format 2, this one knows 1\): update unwait"),
+        (Path.mkdir, r"is no journal: it is a directory; name another file"),
+        (os.mkfifo, r"is no journal: it is not a regular file; name another file"),
+        (lambda path: path.symlink_to("nowhere/else"), r"cannot open the journal .*run\.db: "),
+    ],
+)
+async def test_a_file_that_is_no_journal_is_refused_and_left_as_it_was(
+    loop: asyncio.AbstractEventLoop,
+    opened: Callable[..., Session],
+    path: Path,
+    make: Callable[[Path], None],
+    message: str,
+) -> None:
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    for attempt in (opened, lambda: JournalReader(path)):
+        with pytest.raises(JournalError, match=message if attempt is opened else r"run\.db"):
+            attempt()
+    assert (path.read_bytes() if path.is_file() else None) == before
+    assert [file.name for file in path.parent.iterdir()] == ["run.db"]
+
+
+async def test_a_path_where_no_file_can_be_made_is_told(
+    loop: asyncio.AbstractEventLoop, tmp_path: Path, seen: Observer
+) -> None:
+    for path in (tmp_path / "missing" / "run.db", Path("/proc/run.db"), tmp_path / ("x" * 300)):
+        with pytest.raises(JournalError, match=rf"cannot open the journal {path}: \w+"):
+            Journal(path).session("f", seen.commits.append, seen.failures.append)
+
+
+async def test_a_damaged_journal_is_told(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path
+) -> None:
+    await opened().close()
+    content = bytearray(path.read_bytes())
+    content[100:8192] = b"\xff" * (8192 - 100)
+    path.write_bytes(content)
+    with pytest.raises(
+        JournalError, match=r"cannot open the journal .*run\.db: database disk image is malformed"
+    ):
+        opened()
+    with pytest.raises(
+        JournalError, match=r"cannot read the journal .*run\.db: database disk image is malformed"
+    ):
+        JournalReader(path)
+
+
+async def test_an_empty_file_becomes_a_journal(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path
+) -> None:
+    path.touch()
+    with pytest.raises(JournalMismatch, match="it is empty"):
+        JournalReader(path)
+    session = opened()
+    session.done("a", 1, None, **FIGURES)
+    await session.close()
+    assert rows(path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"path": ""}, TypeError, "not empty"),
+        ({"path": b"run.db"}, TypeError, "a str or a path"),
+        ({"version": 1}, TypeError, "version is a str"),
+        ({"codec": "yaml"}, ValueError, 'no codec is named \'yaml\': "json", "pickle", or'),
+        ({"codec": pickle}, TypeError, "a codec is"),
+    ],
+)
+def test_a_journal_with_nonsense_parameters_is_refused(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Journal(**{"path": "run.db", **options})
+
+
+# One process writes.
+
+
+async def test_a_second_run_in_the_same_process_is_refused_and_takes_nothing_from_the_first(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path, seen: Observer
+) -> None:
+    session = opened()
+    session.done("a", 1, "a", **FIGURES)
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    for other in (path, link):
+        with pytest.raises(
+            JournalBusy, match=rf"\w\.db is being written by another run \(pid {os.getpid()}\): wait"
+        ):
+            Journal(other).session("app.get", seen.commits.append, seen.failures.append)
+    with JournalReader(path):
+        pass
+    # Had a descriptor of the file been closed just now, this process's locks would be gone with it: another one
+    # would then take itself for the last that has the file open, and delete the log that the run writes into.
+    program = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('select * from items'); c.close()"
+    )
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program, path], check=True)
+    assert path.with_name("run.db-wal").exists()
+    session.done("b", 1, "b", **FIGURES)
+    await session.close()
+    assert rows(path) == ["a", "b"]
+    await opened().close()
+
+
+HOLDER = """
+import asyncio, sys
+from unwait.flow.journal import Journal
+
+async def main():
+    session = Journal(sys.argv[1]).session("app.get", lambda tags: print("committed", flush=True), print)
+    session.done("held", 1, None, attempts=1, waited=0.0, elapsed=0.0)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_run_in_another_process_keeps_the_file_until_it_is_gone(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore::RuntimeWarning"}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, env=environment
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"committed\n"
+            with pytest.raises(
+                JournalBusy, match=rf"run\.db is being written by another run \(pid {holder.pid}\): wait"
+            ):
+                opened()
+            with JournalReader(path) as journal:
+                assert journal.count() == (1, 0)
+                assert [(run.pid, run.running, run.ended) for run in journal.runs()] == [
+                    (holder.pid, True, False)
+                ]
+        finally:
+            holder.send_signal(signal.SIGKILL)
+    with JournalReader(path) as journal:
+        assert [(run.pid, run.running, run.ended) for run in journal.runs()] == [(holder.pid, False, False)]
+    session = opened()
+    assert session.find("held") is not None
+    await session.close()
+
+
+# What cannot be written.
+
+
+async def test_a_locked_file_breaks_the_run_and_loses_nothing_reported(
+    loop: asyncio.AbstractEventLoop,
+    opened: Callable[..., Session],
+    path: Path,
+    seen: Observer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_file, "BUSY_SECONDS", 0.05)
+    session = opened()
+    session.done("a", 1, "a", **FIGURES)
+    while not seen.commits:
+        await asyncio.sleep(0.001)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        session.done("b", 1, "b", **FIGURES)
+        while not seen.failures:
+            await asyncio.sleep(0.001)
+    with pytest.raises(JournalError, match=r"cannot write the journal .*run\.db: database is locked"):
+        session.done("c", 1, "c", **FIGURES)
+    with pytest.raises(JournalError):
+        session.find("a")
+    await session.close()
+    assert seen.tags == rows(path) == ["a"]
+    assert [str(failure) for failure in seen.failures] == [
+        f"cannot write the journal {path}: database is locked; what was reported as done is in it, and the "
+        "same run again goes on from there"
+    ]
+    await opened().close()
+
+
+async def test_a_full_disk_breaks_the_run_and_loses_nothing_reported(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path, seen: Observer
+) -> None:
+    session = opened()
+    session.done("first", 1, "first", **FIGURES)
+    while not seen.commits:
+        await asyncio.sleep(0.001)
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, allowed[1]))
+    try:
+        for number in range(500):
+            if seen.failures:
+                break
+            session.done(str(number), "x" * 5000, str(number), **FIGURES)
+            await asyncio.sleep(0.001)
+        await session.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert len(seen.failures) == 1
+    assert 2 < len(seen.tags) < 100
+    # The failure comes after the last report, and a run that goes on finds all that was reported.
+    session = opened()
+    assert set(seen.tags) <= set(rows(path))
+    assert rows(path, "PRAGMA integrity_check") == ["ok"]
+    await session.close()
+
+
+async def test_a_failure_of_the_last_commit_is_told_before_close_returns(
+    loop: asyncio.AbstractEventLoop,
+    opened: Callable[..., Session],
+    path: Path,
+    seen: Observer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_file, "BUSY_SECONDS", 0.05)
+    session = opened()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        session.done("a", 1, "a", **FIGURES)
+        await session.close()
+    assert len(seen.failures) == 1
+    assert seen.tags == rows(path) == []
+
+
+# Values.
+
+
+@pytest.mark.parametrize(
+    ("value", "back"),
+    [
+        ((1, (2,)), [1, [2]]),
+        ({1: "a", None: "b", False: "c", 2.5: "d"}, {"1": "a", "null": "b", "false": "c", "2.5": "d"}),
+        (math.inf, math.inf),
+        (
+            "\ud800 and \ud83d\ude00 and \N{GRINNING FACE}\x00",
+            "\ud800 and \ud83d\ude00 and \N{GRINNING FACE}\x00",
+        ),
+        (10**1000, 10**1000),
+        ({"a": {}, "b": ()}, {"a": {}, "b": []}),
+        (None, None),
+    ],
+)
+async def test_a_run_hands_out_what_a_later_run_will_find(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], value: Any, back: Any
+) -> None:
+    first = opened()
+    now = first.done("a", value, None, **FIGURES)
+    queued = first.find("a")
+    await first.close()
+    second = opened()
+    later = second.find("a")
+    await second.close()
+    assert queued is not None
+    assert later is not None
+    for found in (now, queued.value, later.value):
+        assert found == back
+        assert type(found) is type(back)
+
+
+recursive: list[Any] = []
+recursive.append(recursive)
+deep: list[Any] = []
+for _ in range(100_000):
+    deep = [deep]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            b"bytes",
+            r"'key 1', bytes, cannot be stored with the codec 'json': .*bytes is not JSON serializable",
+        ),
+        (
+            {"a": {1, 2}},
+            r"dict, cannot .*: Object of type set is not JSON serializable\. Return dicts, lists",
+        ),
+        ({(1, 2): 3}, r"keys must be str, int, float, bool or None"),
+        ({1: "a", "1": "b"}, r"two keys of a dict would become the same string"),
+        ([{"x": ({"null": 1, None: 2},)}], r"two keys of a dict would become the same string"),
+        (Journal("x"), r"'key 1', unwait\.flow\.journal\.Journal, cannot be stored"),
+        (recursive, r"Circular reference detected"),
+        (deep, r"maximum recursion depth exceeded"),
+        ([10**5000], r"Exceeds the limit"),
+    ],
+)
+async def test_a_result_that_cannot_be_stored_is_an_error_of_its_item_and_not_lost(
+    loop: asyncio.AbstractEventLoop,
+    opened: Callable[..., Session],
+    path: Path,
+    seen: Observer,
+    value: Any,
+    message: str,
+) -> None:
+    session = opened()
+    with pytest.raises(CodecError, match=message) as caught:
+        session.done("key 1", value, None, **FIGURES)
+    assert caught.value.value is value
+    assert caught.value.key == "key 1"
+    assert 'codec="pickle"' in str(caught.value)
+    session.failed("key 1", caught.value, "failed", **FIGURES)
+    session.done("key 2", 1, "done", **FIGURES)
+    await session.close()
+    assert seen.tags == ["failed", "done"]
+    traceback.clear_frames(caught.tb)
+
+
+def test_an_error_of_the_codec_can_be_pickled() -> None:
+    error = pickle.loads(pickle.dumps(CodecError("what", key="k", value=[1])))
+    assert (str(error), error.key, error.value) == ("what", "k", [1])
+
+
+async def test_pickle_stores_what_json_cannot(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session]
+) -> None:
+    value = {"set": {1, 2}, (1, 2): b"x", "complex": 1j}
+    session = opened(codec="pickle")
+    assert session.done("a", value, None, **FIGURES) == value
+    with pytest.raises(CodecError, match=r"cannot be stored with the codec 'pickle': .* Return something"):
+        session.done("b", lambda: 1, None, **FIGURES)
+    await session.close()
+    session = opened(codec="pickle")
+    found = session.find("a")
+    await session.close()
+    assert found is not None
+    assert found.value == value
+
+
+class Upper:
+    """A codec of one's own."""
+
+    name = "upper"
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken = broken
+
+    def encode(self, value: Any) -> Any:
+        return value if value == "no bytes" else value.encode()
+
+    def decode(self, data: bytes) -> Any:
+        if self.broken:
+            raise ValueError("cannot do that any more")
+        return data.decode().upper()
+
+
+async def test_a_codec_of_ones_own_decides_what_comes_back(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session]
+) -> None:
+    session = opened(codec=Upper())
+    assert session.done("a", "text", None, **FIGURES) == "TEXT"
+    with pytest.raises(CodecError, match="the codec's encode gave str, not bytes"):
+        session.done("b", "no bytes", None, **FIGURES)
+    await session.close()
+    session = opened(codec=Upper(broken=True))
+    with pytest.raises(
+        JournalError, match=r"a result for item 'a' that the codec 'upper' cannot read: ValueError: cannot do"
+    ):
+        session.find("a")
+    await session.close()
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=())),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.text(st.characters(exclude_categories=())), inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(json_values)
+def test_json_gives_back_exactly_what_it_was_given(value: Any) -> None:
+    codec = JsonCodec()
+    back = codec.decode(codec.encode(value))
+    assert repr(back) == repr(value)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(st.text(max_size=3) | st.integers(-3, 3) | st.none() | st.booleans(), st.integers()))
+def test_json_never_loses_an_entry_of_a_dict(value: dict[Any, int]) -> None:
+    codec = JsonCodec()
+    written = {
+        str(key).lower() if isinstance(key, bool) else "null" if key is None else str(key) for key in value
+    }
+    try:
+        back = codec.decode(codec.encode([value]))[0]
+    except ValueError:
+        assert len(written) < len(value)
+    else:
+        assert list(back.values()) == list(value.values())
+
+
+# Names of functions.
+
+
+def a_function() -> None: ...
+
+
+class Caller:
+    def method(self) -> None: ...
+
+    def __call__(self) -> None: ...
+
+
+def test_functions_have_names_that_stay() -> None:
+    here = __name__
+
+    @functools.wraps(a_function)
+    def wrapper() -> None: ...
+
+    assert function_name(a_function) == f"{here}.a_function"
+    assert function_name(wrapper) == f"{here}.a_function"
+    assert function_name(functools.partial(functools.partial(a_function))) == f"{here}.a_function"
+    assert function_name(Caller().method) == f"{here}.Caller.method"
+    assert function_name(Caller()) == f"{here}.Caller"
+    assert function_name(Caller) == f"{here}.Caller"
+    assert function_name(len) == "builtins.len"
+    assert function_name("x".join) == "str.join"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["script.py"], ["-m", "script"], ["-c", "import script; script.show()"]]
+)
+def test_a_function_of_a_script_has_the_name_it_has_when_imported(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "script.py").write_text(
+        "from unwait.flow.journal import function_name\n"
+        "async def work(item): ...\n"
+        "def show(): print(function_name(work))\n"
+        "if __name__ == '__main__': show()\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == "script.work\n"
+
+
+def test_sqlite_is_imported_only_by_who_keeps_a_journal() -> None:
+    program = "import sys, unwait.flow.journal as j; j.Journal('x'); print({'sqlite3', 'pickle'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout == "set()\n"
