@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unwait.flow.engine import DuplicateKey
     from unwait.flow.fanout import Stream, map, stream
     from unwait.flow.faults import Overloaded
-    from unwait.flow.journal import Journal, JournalError
+    from unwait.flow.journal import Journal, JournalBusy, JournalError, JournalMismatch
     from unwait.flow.limits import Auto, Limits
     from unwait.flow.outcome import MapError, Outcome, Results
     from unwait.flow.pipeline import Pipeline, Stage
@@ -44,7 +44,9 @@ _LATER = {
     "CodecError": "flow.codec",
     "DuplicateKey": "flow.engine",
     "Journal": "flow.journal",
+    "JournalBusy": "flow.journal",
     "JournalError": "flow.journal",
+    "JournalMismatch": "flow.journal",
     "Limits": "flow.limits",
     "MapError": "flow.outcome",
     "Outcome": "flow.outcome",
@@ -71,7 +73,9 @@ __all__ = [
     "CodecError",
     "DuplicateKey",
     "Journal",
+    "JournalBusy",
     "JournalError",
+    "JournalMismatch",
     "Limits",
     "Loop",
     "MapError",

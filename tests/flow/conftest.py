@@ -33,5 +33,5 @@ def virtual(virtual_loop: asyncio.AbstractEventLoop) -> Callable[[Coroutine[Any,
 
 @pytest.fixture
 def new_virtual_loop() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Makes virtual loops for tests that need several (hypothesis); the test closes them."""
+    """Makes virtual loops, for a test that needs several; it closes them itself."""
     return VirtualLoop

@@ -71,6 +71,8 @@ def release(permits: Iterable[Permit], error: BaseException | None = None) -> No
 def assert_untouched(limits: Limits, loop: VirtualLoop) -> None:
     """Nobody holds or waits for anything, and no timer is left."""
     assert "0 in use, 0 waiting" in repr(limits)
+    ended = loop.now
     nothing = loop.create_future()
     with pytest.raises(Stuck):
         loop.run_until_complete(nothing)
+    assert loop.now == ended, "a timer was left"

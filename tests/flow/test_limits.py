@@ -10,6 +10,7 @@ from unwait.flow.faults import Overloaded
 from unwait.flow.limits import Auto, Limits, Quota, Rate
 
 from .limits_support import Waiting, assert_untouched, now, release, settle, taken
+from .virtual_clock import VirtualLoop
 
 
 class TestMaking:
@@ -297,6 +298,23 @@ class TestRates:
 
         virtual(main())
 
+    def test_a_timer_that_fires_early_is_set_again(self):
+        """asyncio's may, by the resolution of its clock."""
+
+        class HastyLoop(VirtualLoop):
+            def call_at(self, when, *arguments, **options):
+                return super().call_at(when - 1e-4 if when > self.now + 1e-3 else when, *arguments, **options)
+
+        async def main() -> None:
+            limits = Limits(rate=Rate(1, 1))
+            await limits.acquire()
+            await limits.acquire()
+            assert now() >= 1001
+
+        loop = HastyLoop()
+        loop.run_until_complete(main())
+        loop.close()
+
 
 class TestObserving:
     def test_nothing_left_waits_for_the_reset(self, virtual):
@@ -394,6 +412,20 @@ class TestPausing:
             await asyncio.gather(*waiting.tasks)
             after = [time - 1000 - pause for time in waiting.times]
             assert after == pytest.approx([spread * place / 10 for place in range(10)])
+
+        virtual(main())
+
+    def test_a_short_one_at_the_end_of_a_long_one_makes_nobody_rush(self, virtual):
+        async def main() -> None:
+            limits = Limits(concurrency=10)
+            limits.pause(5)
+            waiting = Waiting(limits)
+            await waiting.add(*range(10))
+            await asyncio.sleep(4.99)
+            limits.pause(0.02)
+            await asyncio.gather(*waiting.tasks)
+            assert waiting.times[0] == pytest.approx(1005.01)
+            assert waiting.times[-1] > 1005.85
 
         virtual(main())
 

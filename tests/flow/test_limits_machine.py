@@ -48,6 +48,14 @@ def played(main: Coroutine[Any, Any, None], *used: Limits) -> None:
         loop.close()
 
 
+def cancelled_after(seconds: float | None, main: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.ensure_future(main)
+    if seconds is not None:
+        timer = asyncio.get_running_loop().call_later(seconds, task.cancel)
+        task.add_done_callback(lambda _: timer.cancel())
+    return task
+
+
 @dataclass(frozen=True)
 class Job:
     """One who comes `after` the one before, holds its permits for a time, and may be cancelled at any time."""
@@ -100,13 +108,10 @@ class Crowd:
         self.admitted: dict[str, list[Admitted]] = defaultdict(list)
 
     async def play(self, script: list[Job]) -> None:
-        loop = asyncio.get_running_loop()
         tasks = []
         for place, job in enumerate(script):
             await asyncio.sleep(job.after)
-            tasks.append(asyncio.ensure_future(self.one(place, job)))
-            if job.cancelled is not None:
-                loop.call_later(job.cancelled, tasks[-1].cancel)
+            tasks.append(cancelled_after(job.cancelled, self.one(place, job)))
         if tasks:
             await asyncio.wait(tasks)
         for task in tasks:
@@ -223,7 +228,6 @@ def test_calls_within_calls_always_end_and_no_more_leaves_run_than_the_limit(
     running: dict[str, int] = defaultdict(int)
 
     async def call(node: Node) -> None:
-        loop = asyncio.get_running_loop()
         with ExitStack() as held:
             for permit in await acquire_all([limits, gate] if several else [limits], node.key):
                 held.enter_context(permit)
@@ -235,10 +239,7 @@ def test_calls_within_calls_always_end_and_no_more_leaves_run_than_the_limit(
                 await asyncio.sleep(node.takes)
             finally:
                 running[lane] -= not node.below
-            tasks = [asyncio.ensure_future(call(child)) for child in node.below]
-            for child, task in zip(node.below, tasks, strict=True):
-                if child.cancelled is not None:
-                    loop.call_later(child.cancelled, task.cancel)
+            tasks = [cancelled_after(child.cancelled, call(child)) for child in node.below]
             try:
                 ended = await asyncio.gather(*tasks, return_exceptions=True)
             finally:

@@ -14,7 +14,7 @@ import pytest
 from unwait.flow.faults import Overloaded
 from unwait.flow.limits import Auto, Limits, Permit, Rate, acquire_all, try_acquire_all
 
-from .limits_support import Waiting, assert_untouched, now, release, settle
+from .limits_support import Waiting, assert_untouched, now, release, settle, taken
 
 
 class TestNesting:
@@ -52,6 +52,33 @@ class TestNesting:
         assert calls == {"running": 0, "most": concurrency, "done": 4 * 27}
         assert virtual_loop.now - 1000 < 4 * 27 / concurrency + 30
         assert_untouched(limits, virtual_loop)
+
+    def test_it_may_be_taken_at_once(self, virtual):
+        async def main() -> None:
+            limits = Limits(concurrency=3)
+            with await limits.acquire(weight=3):
+                nested = limits.try_acquire(weight=3)
+                assert nested is not None
+                assert limits.try_acquire() is None
+                nested.release()
+            assert "0 in use" in repr(limits)
+
+        virtual(main())
+
+    def test_room_that_is_lent_for_a_lighter_one_goes_to_who_waits(self, virtual):
+        async def main() -> None:
+            limits = Limits(concurrency=2, per=str)
+            held = await limits.acquire("a", weight=2)
+            waiting = Waiting(limits)
+            await waiting.add("next", item="a")
+            with held:
+                nested = await limits.acquire("b")
+                await settle()
+                assert waiting.order == ["next"]
+                nested.release()
+            (await waiting.tasks[0]).release()
+
+        virtual(main())
 
     def test_keys_that_nest_crosswise_do_not_wait_for_each_other(self, virtual, virtual_loop):
         limits = Limits(concurrency=1, per=str)
@@ -167,6 +194,15 @@ class TestNesting:
 
         virtual(main())
 
+    def test_a_released_permit_cannot_be_held(self, virtual):
+        async def main() -> None:
+            permit = await Limits(concurrency=1).acquire()
+            permit.release()
+            with pytest.raises(RuntimeError, match="was released"), permit:
+                pass
+
+        virtual(main())
+
     def test_a_permit_may_be_released_in_another_task(self, virtual):
         async def main() -> None:
             limits = Limits(concurrency=1)
@@ -206,21 +242,25 @@ class TestNesting:
             chain: list[Permit] = []
             tasks: list[asyncio.Task[None]] = []
 
-            async def link(left: int) -> None:
+            async def link(left: int, begun: asyncio.Event) -> None:
                 permit = await limits.acquire()
                 with permit:
+                    begun.set()
                     chain.append(permit)
                     if left:
-                        tasks.append(asyncio.ensure_future(link(left - 1)))
+                        follows = asyncio.Event()
+                        tasks.append(asyncio.ensure_future(link(left - 1, follows)))
+                        await follows.wait()
                     else:
                         done.set_result(None)
 
-            await link(50)
+            await link(50, asyncio.Event())
             await done
             depth, permit = 0, chain[-1]
             while permit is not None:
                 depth, permit = depth + 1, permit._outer
             assert depth <= 3
+            await asyncio.gather(*tasks)
 
         virtual(main())
 
@@ -290,6 +330,18 @@ class TestSeveral:
 
         virtual(main())
 
+    def test_one_paused_key_does_not_hold_up_the_rest(self, virtual):
+        async def main() -> None:
+            everything, hosts = Limits(concurrency=1), Limits(concurrency=5, per=str)
+            hosts.pause(10, "a")
+            paused = asyncio.ensure_future(acquire_all([everything, hosts], "a"))
+            await settle()
+            assert everything.try_acquire().release() is None
+            release(await paused)
+            assert now() == 1010
+
+        virtual(main())
+
     def test_cancelled_at_any_stage_it_leaves_nothing(self, virtual, virtual_loop):
         first, second = Limits(concurrency=1, per=str), Limits(concurrency=1)
 
@@ -328,6 +380,24 @@ class TestSeveral:
         virtual(main())
         assert_untouched(first, virtual_loop)
         assert_untouched(second, virtual_loop)
+
+    @pytest.mark.parametrize("busy", [False, True])
+    def test_where_one_refuses_nothing_is_taken_of_the_others(self, virtual, busy):
+        async def main() -> None:
+            first, keyed, small = (
+                Limits(concurrency=5),
+                Limits(concurrency=5, per=list),
+                Limits(concurrency=2),
+            )
+            held = taken(first) if busy else []
+            with pytest.raises(TypeError, match="can't be hashed"):
+                await acquire_all([first, keyed], "a")
+            with pytest.raises(ValueError, match="weight 3 can never be admitted"):
+                await acquire_all([first, small], weight=3)
+            release(held)
+            assert len(taken(first)) == 5
+
+        virtual(main())
 
     def test_what_is_there_at_once_is_taken_at_once_or_not_at_all(self, virtual):
         async def main() -> None:
@@ -449,18 +519,20 @@ class TestLoops:
         left.close()
         other.close()
 
-    def test_a_loop_that_was_closed_with_waiters_says_nothing(self, new_virtual_loop, recwarn):
+    def test_a_permit_may_be_released_after_its_loop_was_closed_with_waiters(self, new_virtual_loop):
         limits = Limits(concurrency=1)
         loop = new_virtual_loop()
-        loop.set_exception_handler(lambda loop, context: None)  # of the task that it destroys
+        loop.set_exception_handler(lambda loop, context: None)  # of the tasks that it destroys
 
-        async def start() -> None:
-            limits.try_acquire()
+        async def start() -> Permit:
             waiting = Waiting(limits)
+            permit = await limits.acquire()
             await waiting.add("first", "second")
+            return permit
 
-        loop.run_until_complete(start())
+        permit = loop.run_until_complete(start())
         loop.close()
+        permit.release()
         gc.collect()
 
     def test_the_real_clock_keeps_the_rate(self, loop_factory):

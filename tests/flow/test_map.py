@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 
 import pytest
 
@@ -356,6 +357,24 @@ async def test_a_function_that_is_not_async_is_named(loop):
         await map(plain, [1])
     with pytest.raises(TypeError, match="func must be a function"):
         await map(7, [1])
+
+
+async def test_a_function_that_raises_before_it_can_be_awaited_fails_its_item(loop):
+    results = await map(lambda n: double(6 // n), [1, 0, 3], errors="return")
+    assert isinstance(results[1], ZeroDivisionError)
+    assert [results[0], results[2]] == [12, 4]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+async def test_an_eager_task_factory_breaks_no_bound(loop):
+    loop.set_task_factory(asyncio.eager_task_factory)
+    running = Running()
+    mapping = asyncio.ensure_future(map(running, iter(range(5000)), limit=3))
+    await turns()
+    assert running.now == 3
+    running.go.set()
+    await mapping
+    assert running.most == 3
 
 
 async def test_a_function_may_return_any_awaitable(loop):

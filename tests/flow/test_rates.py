@@ -166,6 +166,20 @@ class TestNoWindow:
             arrived = sorted((time + delay.uniform(0.001, 0.010), cost) for time, cost in log)
             assert busiest(arrived, 1) <= 1000
 
+    def test_holds_more_than_the_amount_although_a_slot_holds_many(self):
+        """In a day a slot spans more time than the margin."""
+        limiter = Limiter(Rate(3000, 86400))
+        log = []
+        for place in range(3000):
+            limiter.take(1, place * 7.0)
+            log.append((place * 7.0, 1))
+        now = log[-1][0]
+        for _ in range(300):
+            now = max(now, limiter.ready_at(1, now))
+            limiter.take(1, now)
+            log.append((now, 1))
+        assert busiest(log, 86400) <= 3000
+
     def test_holds_more_than_the_amount_after_a_lull(self):
         limiter = Limiter(Rate(100, 1))
         log = demand(limiter, repeat(1), 0.95)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from unwait.flow.limits import Limits, Permit, acquire_all, try_acquire_all
 from unwait.flow.outcome import Outcome
@@ -13,6 +13,10 @@ from unwait.flow.stats import Report
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+# What is called for an item: it fills in the item's outcome, and raises nothing but a cancellation.
+Calling = Callable[[Outcome[Any, Any]], Awaitable[None]]
 
 
 class CallCancelled(Exception):

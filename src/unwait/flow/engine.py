@@ -14,7 +14,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from unwait.flow.buffer import Buffer
-from unwait.flow.calls import CallCancelled, Caller, Interrupted
+from unwait.flow.calls import CallCancelled, Calling, Interrupted
 from unwait.flow.codec import CodecError
 from unwait.flow.keys import check_key, derive_key
 from unwait.flow.outcome import Outcome
@@ -50,7 +50,7 @@ class Engine:
         items: Iterable[Any] | AsyncIterable[Any],
         *,
         limit: int,
-        caller: Caller[Any, Any] | None = None,
+        caller: Calling | None = None,
         report: Report,
         sink: Callable[[Outcome[Any, Any]], None],
         buffer: Buffer[Any] | None = None,
@@ -156,8 +156,9 @@ class Engine:
     # Its tasks.
 
     def _spawn(self) -> None:
-        # A copy for each: what one item's call leaves in its context must not reach the next.
-        task = self._loop.create_task(self._work(), context=self._context.copy())
+        # A copy for each: what one item's call leaves in its context must not reach the next. Not by way of the
+        # loop's task factory: an eager one would begin the task before it is counted.
+        task = asyncio.Task(self._work(), loop=self._loop, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
 
@@ -187,7 +188,7 @@ class Engine:
         clock = self._loop.time
         report = self._report
         plain = self._caller is None and self._session is None
-        buffer, iterator = self._buffer, self._iterator
+        buffer, iterator, sink = self._buffer, self._iterator, self._sink
         in_a_row = 0
         while True:
             if (buffer is not None and buffer.full) or self._uncommitted >= self._committing:
@@ -214,9 +215,10 @@ class Engine:
             if len(self._tasks) < self._limit and not self._exhausted:
                 self._spawn()
             suspended = journalled = False
+            called: Any = None
             taken = clock()
             try:
-                called: Any = self._func(outcome.item) if plain else self._call(outcome, taken)
+                called = self._func(outcome.item) if plain else self._call(outcome, taken)
                 try:
                     send = called.send
                 except AttributeError:
@@ -245,16 +247,17 @@ class Engine:
                 outcome.error.__cause__ = cancelled
             except Exception as error:
                 outcome.error = error
-            if not journalled:
+            if plain:
+                outcome.attempts = 1
                 outcome.elapsed = elapsed = clock() - taken
-                if plain:
-                    outcome.attempts = 1
-                    report.attempts += 1
-                    report.calling += elapsed
+                report.add_call(elapsed, outcome.error)
+                sink(outcome)
+            elif not journalled:
+                outcome.elapsed = clock() - taken
                 self._settle(outcome)
             # What this item held must not live until there is another one.
-            del outcome, called, send
-            awaited = value = None
+            del outcome
+            called = send = awaited = value = None
             if task.cancelling():
                 raise asyncio.CancelledError
             if suspended or copy_context() != context:
@@ -352,13 +355,8 @@ class Engine:
     # Outcomes.
 
     def _settle(self, outcome: Outcome[Any, Any]) -> None:
-        report = self._report
-        if outcome.error is None:
-            report.done += 1
-            report.resumed += outcome.resumed
-        else:
-            report.add_failure(outcome.error)
-        report.samples.add(outcome.elapsed)
+        self._report.resumed += outcome.resumed
+        self._report.add(outcome.elapsed, outcome.error)
         self._sink(outcome)
 
     def _committed(self, outcomes: list[Outcome[Any, Any]]) -> None:

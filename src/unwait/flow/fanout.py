@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from unwait.flow.buffer import Buffer, Closed
-from unwait.flow.calls import Caller, Interrupted, check_timeouts
+from unwait.flow.calls import Caller, Calling, Interrupted, check_timeouts
 from unwait.flow.engine import Engine, NotAwaitable
 from unwait.flow.interrupt import graceful
 from unwait.flow.limits import Limits
@@ -34,7 +34,11 @@ _AUTO_TASKS = 1000  # with limit="auto"; the limit in force is found below it
 
 
 class Run:
-    """One run of a function over items: its engine, and around it workers, progress and interruptions."""
+    """One run of a function over items: its engine, and around it workers, progress and interruptions.
+
+    The parameters are those of `map`. `caller` is for functions that keep limits and retry on their own: given the
+    run's report, it makes what is called for each item in place of `func`, which then only names the run.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Run:
         where: Where | None = None,
         progress: bool | Callable[[Report], None] | None = None,
         grace: float = 10.0,
+        caller: Callable[[Report], Calling] | None = None,
     ) -> None:
         tasks = _tasks(limit)
         _check_items(items)
@@ -85,6 +90,7 @@ class Run:
         self._where = where
         self._progress = progress
         self._grace = grace
+        self._make_caller = caller
         self._stack = ExitStack()
         self._workers: Workers[Any, Any] | None = None
         self._engine: Engine | None = None
@@ -113,8 +119,10 @@ class Run:
         self.report = report = Report(clock, total)
         report.watch(self._in_force)
         timeouts = self._timeout is not None or self._item_timeout is not None
-        caller = None
-        if self._limits or self._retry is not None or timeouts or self._journal is not None:
+        caller: Calling | None = None
+        if self._make_caller is not None:
+            caller = self._make_caller(report)
+        elif self._limits or self._retry is not None or timeouts or self._journal is not None:
             caller = Caller(
                 func,
                 limits=self._limits,

@@ -49,6 +49,7 @@ class Journal:
     a run writes. `version` is any text: change it when results of an older version of the function must
     not be reused, and the file is refused. `codec` is "json" (the default), "pickle" (almost any value, but
     only for files that nobody else can write: reading runs code), or an object like `unwait.flow.codec.Codec`.
+    `valid` tells whether an earlier run's result is still good; for one that is not the call is made again.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Journal:
         *,
         version: str = "",
         codec: Literal["json", "pickle"] | Codec = "json",
+        valid: Callable[[Any], bool] | None = None,
     ) -> None:
         if not isinstance(version, str):
             raise TypeError(f"version is a str, not {version!r}")
@@ -65,6 +67,7 @@ class Journal:
             raise TypeError(f"the path of a journal is a str or a path, and not empty: {path!r}")
         self.version = version
         self.codec = codec_named(codec)
+        self.valid = valid
 
     def __repr__(self) -> str:
         return f"Journal({self.path!r}, version={self.version!r}, codec={self.codec.name!r})"

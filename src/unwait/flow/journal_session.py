@@ -52,6 +52,7 @@ class Session:
     ) -> None:
         self._path = journal.path
         self._codec = journal.codec
+        self._valid = journal.valid
         self._committed = committed
         self._broken = broken
         self._failure: JournalError | None = None
@@ -113,6 +114,8 @@ class Session:
                 f"the journal {self._path} has a result for item {key!r} that the codec {self._codec.name!r} "
                 f"cannot read: {describe(cause)}"
             ) from cause
+        if not this_run and self._valid is not None and not self._valid(decoded):
+            return Stored(False, None, "its result is not valid any more", attempts, elapsed, this_run)
         return Stored(True, decoded, None, attempts, elapsed, this_run)
 
     def done(self, key: str, value: Any, tag: Any, *, attempts: int, waited: float, elapsed: float) -> Any:

@@ -30,13 +30,12 @@ from typing import Any, Literal
 
 from unwait.flow.adaptive import Aimd, Auto
 from unwait.flow.faults import is_overload, retry_after
-from unwait.flow.rates import Limiter, Quota, Rate, Slot
+from unwait.flow.rates import Limiter, Pause, Quota, Rate, Slot
 
 __all__ = ["Auto", "Limits", "Permit", "Quota", "Rate", "acquire_all", "try_acquire_all"]
 
 _LANES_KEPT = 1024  # below this many keys none is forgotten, so that a brief lull costs no adaptive limit
 _LANES_SWEPT = 3  # that are looked at for each new one: more than one, so that they can't pile up
-_SPREAD = 1.0  # s at most over which the first admissions after a pause are spread
 _NEVER = -math.inf
 
 _held: ContextVar[Permit | None] = ContextVar("unwait_held_permit", default=None)
@@ -139,14 +138,15 @@ class Permit:
     def hold(self) -> Permit:
         """Let what runs from here on, in this task and those it starts, be nested in this permit until its release.
 
-        Of several that one task holds, the last is to be released first.
+        Of several that one task holds, the last is to be released first. Raises RuntimeError after the release.
         """
+        if self._released:
+            raise RuntimeError("this permit was released; a new attempt needs a new one")
         if self._token is None:
-            outer = _unreleased(_held.get())
+            self._outer = outer = _held.get()
             if outer is not None:
                 # A chain of tasks, each started by the one before, must not keep all their permits.
                 outer._outer = _unreleased(outer._outer)
-            self._outer = outer
             self._token = _held.set(self)
         return self
 
@@ -202,15 +202,13 @@ class _Lane:
     __slots__ = (
         "aimd",
         "capacity",
-        "gap",
         "in_use",
         "limits",
         "loop",
-        "opens",
         "outstanding",
+        "pausing",
         "queue",
         "rate",
-        "spread_until",
         "timed",
         "timer",
         "tokens",
@@ -228,19 +226,20 @@ class _Lane:
         self.capacity = limits._concurrency if auto is None else auto.start
         self.rate = None if limits._rate is None else Limiter(limits._rate)
         self.tokens = None if limits._tokens is None else Limiter(limits._tokens)
-        self.timed = self.rate is not None or self.tokens is not None
-        # A pause: nothing is admitted before `opens`, which then goes on in steps of `gap` for a while.
-        self.opens = _NEVER
-        self.spread_until = _NEVER
-        self.gap = 0.0
+        self.timed = self.rate is not None or self.tokens is not None  # whether it takes the clock to admit
+        self.pausing = Pause()
 
     def carried_over(self, loop: asyncio.AbstractEventLoop, clock_goes_on: bool) -> _Lane:
         """This lane on a new loop: what was learnt and counted stays, who held or waited on the old one does not."""
         lane = _Lane(self.limits, loop)
         lane.aimd, lane.capacity = self.aimd, self.capacity
         if clock_goes_on:
-            lane.rate, lane.tokens, lane.timed = self.rate, self.tokens, self.timed
-            lane.opens, lane.spread_until, lane.gap = self.opens, self.spread_until, self.gap
+            lane.rate, lane.tokens, lane.pausing, lane.timed = (
+                self.rate,
+                self.tokens,
+                self.pausing,
+                self.timed,
+            )
         return lane
 
     def fits(self, in_use: int, weight: int) -> bool:
@@ -249,7 +248,7 @@ class _Lane:
 
     def ready_at(self, cost: float, now: float) -> float:
         """The earliest time at which the rates and pauses admit a call of this cost, as things stand."""
-        ready = self.opens
+        ready = self.pausing.opens
         if self.rate is not None:
             ready = max(ready, self.rate.ready_at(1, now))
         if self.tokens is not None and cost:
@@ -266,27 +265,17 @@ class _Lane:
             permit._rate_slot = None if self.rate is None else self.rate.take(1, now)
             cost = permit._cost
             permit._token_slot = None if self.tokens is None or not cost else self.tokens.take(cost, now)
-            if self.opens > _NEVER:
-                self._next_opening()
+            if not self.pausing.over:
+                self.pausing.admitted(self.capacity or len(self.queue) + 1)
+                self.timed = not self.pausing.over or self.rate is not None or self.tokens is not None
             self.limits._latest = now
 
     def pause(self, seconds: float) -> None:
         now = self.loop.time()
-        if seconds > 0 and now + seconds > self.opens:
+        if self.pausing.begin(seconds, now):
             self.timed = True
-            self.opens = now + seconds
-            self.spread_until = max(self.spread_until, self.opens + min(seconds, _SPREAD))
-            self.gap = 0.0
             self.limits._latest = now
             self.reconsider()
-
-    def _next_opening(self) -> None:
-        if not self.gap:
-            self.gap = (self.spread_until - self.opens) / (self.capacity or len(self.queue) + 1)
-        self.opens += self.gap
-        if self.opens >= self.spread_until:
-            self.opens = _NEVER
-            self.timed = self.rate is not None or self.tokens is not None
 
     def reconsider(self) -> None:
         """Something changed that the head of the queue did not know of when it last looked."""
@@ -303,7 +292,8 @@ class _Lane:
 
     def _woken(self) -> None:
         self.timer = None
-        _pump(self)
+        # It may be early, by the resolution of the clock: whoever is not admitted then needs another timer.
+        self.reconsider()
 
     def let_go(self) -> None:
         """Cancel the timer."""
@@ -317,7 +307,7 @@ class _Lane:
         if not self.timed:
             return True
         fresh_at = [limiter.fresh_at for limiter in (self.rate, self.tokens) if limiter is not None]
-        return max(self.opens, *fresh_at, _NEVER) <= self.loop.time()
+        return max(self.pausing.opens, *fresh_at, _NEVER) <= self.loop.time()
 
 
 class _Request:
@@ -374,8 +364,7 @@ class _Request:
     def abandon(self) -> None:
         """Whoever waited no longer does, for whatever reason."""
         if not self.permits[0]._released:
-            for permit in self.permits:
-                permit.refund()
+            _refund(self.permits)
             return
         lanes = [permit._lane for permit in self.permits[: self.queued]]
         lanes = [lane for lane in lanes if lane.queue and next(iter(lane.queue)) is self]
@@ -649,14 +638,24 @@ def try_acquire_all(
 ) -> list[Permit] | None:
     """A permit of each of `limits` at once, or None if that would mean to wait; see `Limits.try_acquire`."""
     permits: list[Permit] = []
-    for each in limits:
-        permit = each.try_acquire(item, cost=cost, weight=weight)
-        if permit is None:
-            for taken in permits:
-                taken.refund()
-            return None
-        permits.append(permit)
-    return permits
+    try:
+        for each in limits:
+            permit = each.try_acquire(item, cost=cost, weight=weight)
+            if permit is None:
+                break
+            permits.append(permit)
+        else:
+            return permits
+    except BaseException:
+        _refund(permits)
+        raise
+    _refund(permits)
+    return None
+
+
+def _refund(permits: list[Permit]) -> None:
+    for permit in permits:
+        permit.refund()
 
 
 async def acquire_all(
@@ -677,6 +676,8 @@ async def _wait(limits: Sequence[Limits], item: Any, cost: float, weight: int) -
     loop = get_running_loop()
     permits = []
     for each in limits:
+        if weight != 1:
+            each._check_weight(weight)
         lane = each._current_lane(item)
         lender = each._lender() if lane.capacity is not None else None
         permits.append(Permit(lane, cost, weight, lender))

@@ -36,6 +36,8 @@ _MARGIN_AT_MOST = 1.0  # s
 _SLOTS = 1024
 _PACED_PERIOD = 60.0  # s; a longer period is a quota to use when needed, and not paced unless asked for
 
+_SPREAD = 1.0  # s at most over which the first admissions after a pause are spread
+
 _NEVER = -math.inf  # the time of what has not happened
 
 
@@ -161,16 +163,11 @@ class Limiter:
         if cost < self._burst:
             ready -= (self._burst - cost) / self._pace
         room_for_others = max(self.rate.amount - cost, 0)
+        room = self._falls_to(room_for_others)
         if now < self._withheld_until:
-            room = self._falls_to(room_for_others)
-            less = room_for_others - self._withheld
-            room = (
-                max(room, self._withheld_until)
-                if less < 0
-                else min(max(room, self._withheld_until), self._falls_to(less))
-            )
-        else:
-            room = self._falls_to(room_for_others)
+            room = max(room, self._withheld_until)
+            if self._withheld <= room_for_others:
+                room = min(room, self._falls_to(room_for_others - self._withheld))
         return max(ready, room, self._closed_until)
 
     def take(self, cost: float, now: float) -> Slot:
@@ -236,3 +233,36 @@ class Limiter:
             excess -= slot.cost
             when = slot.last + self._window
         return when
+
+
+class Pause:
+    """Nothing is admitted before `opens`; afterwards, for as long as the pause but a second at most, one by one."""
+
+    __slots__ = ("_gap", "_spread_until", "opens")
+
+    def __init__(self) -> None:
+        self.opens = _NEVER
+        self._spread_until = _NEVER
+        self._gap = 0.0
+
+    @property
+    def over(self) -> bool:
+        return self.opens == _NEVER
+
+    def begin(self, seconds: float, now: float) -> bool:
+        """Pause from now on; False if that changes nothing."""
+        if seconds <= 0 or now + seconds <= self.opens:
+            return False
+        self.opens = now + seconds
+        # Not less than before: a short pause at the end of a long one lets nobody rush in.
+        self._spread_until = max(self._spread_until, self.opens + min(seconds, _SPREAD))
+        self._gap = 0.0
+        return True
+
+    def admitted(self, count: int) -> None:
+        """One was admitted; at the first after a pause, `count` is over how many the admissions are spread."""
+        if not self._gap:
+            self._gap = (self._spread_until - self.opens) / count
+        self.opens += self._gap
+        if self.opens >= self._spread_until:
+            self.opens = _NEVER

@@ -64,7 +64,7 @@ class Report:
         self.attempts = 0
         self.retried = 0
         self.causes: Counter[str] = Counter()
-        self.samples = Samples()
+        self._samples = Samples()
         self.calling = 0.0
         self.limited = 0.0
         self.backing_off = 0.0
@@ -76,8 +76,18 @@ class Report:
         """Name where `in_force` comes from."""
         self._in_force = in_force
 
-    def add_failure(self, error: BaseException) -> None:
-        """Count an item that ended with this error."""
+    def add_call(self, elapsed: float, error: BaseException | None) -> None:
+        """Count an item that was one call and nothing else; `elapsed` is in seconds."""
+        self.attempts += 1
+        self.calling += elapsed
+        self.add(elapsed, error)
+
+    def add(self, elapsed: float, error: BaseException | None) -> None:
+        """Count an item that ended, `elapsed` seconds after it was taken."""
+        self._samples.add(elapsed)
+        if error is None:
+            self.done += 1
+            return
         self.failed += 1
         cause = describe(error, _LONGEST_CAUSE)
         if len(self.causes) >= _CAUSES and cause not in self.causes:
@@ -112,12 +122,12 @@ class Report:
     @property
     def p50(self) -> float:
         """The median of the seconds that an item took, from being taken to its end."""
-        return self.samples.percentile(0.50)
+        return self._samples.percentile(0.50)
 
     @property
     def p95(self) -> float:
         """What 95 of 100 items did not take longer than, in seconds."""
-        return self.samples.percentile(0.95)
+        return self._samples.percentile(0.95)
 
     def __str__(self) -> str:
         counts = [f"{self.done} done"]
