@@ -26,7 +26,7 @@ export UNWAIT_REQUIRE_LOOP := 1
 .PHONY: help demo test conformance bench lint clean
 
 help:
-	@echo "make demo          unwait fetch on the pages of Python's documentation, one by one and concurrently"
+	@echo "make demo          pages of Python's documentation with unwait fetch; 500 calls to a limiting, failing API (45 s)"
 	@echo "make test          all tests"
 	@echo "make conformance   CPython's own asyncio tests on unwait's loop"
 	@echo "make bench         measure against the other loops; renders docs/performance.md (about 8 minutes)"

@@ -493,3 +493,14 @@ def test_where_the_time_went(virtual):
         assert results.report.p95 == pytest.approx(8)
 
     virtual(main())
+
+
+async def test_a_run_that_cannot_begin_leaves_nothing_open(loop, tmp_path):
+    path = tmp_path / "run.db"
+    for begin in (
+        lambda: map(double, [1], journal=path, progress="yes"),
+        lambda: anext(stream(double, [1], journal=path, progress="yes")),
+    ):
+        with pytest.raises(TypeError):
+            await begin()
+    assert await map(double, [1], journal=path) == [2]

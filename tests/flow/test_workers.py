@@ -15,6 +15,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -132,9 +133,9 @@ async def test_an_error_keeps_its_type_its_notes_and_where_it_was_raised(
     assert isinstance(error, ValueError)
     assert error.args == ("bad", 7)
     assert error.__notes__ == ["a note"]
-    told = str(error.__cause__) if where == "process" else repr(error.__traceback__.tb_next.tb_next.tb_next)
-    assert "worker_functions" in told or where == "thread"
-    assert "raise error" in told or where == "thread"
+    told = str(error.__cause__) if where == "process" else "".join(traceback.format_tb(error.__traceback__))
+    assert "worker_functions.py" in told
+    assert "in fail" in told
 
 
 @pytest.mark.parametrize("where", ["thread", "process"])
@@ -198,8 +199,7 @@ async def test_no_more_threads_than_asked_for_run_at_once(loop: Any) -> None:
 
     async with placed(work, "thread", 3) as workers:
         await asyncio.gather(*map(workers, range(12)))
-    assert most <= 5  # a barrier lets three in while the last three leave
-    assert len({thread for thread in threading.enumerate() if thread.name.startswith("unwait")}) == 0
+    assert most == 3
 
 
 async def test_a_cancelled_call_goes_on_in_its_thread_and_closing_waits_for_it(loop: Any) -> None:
@@ -469,6 +469,42 @@ def test_processes_end_when_the_parent_is_killed(tmp_path: Path) -> None:
         watched -= set(ready)
 
 
+def test_ctrl_c_in_a_terminal_lets_processes_finish(tmp_path: Path) -> None:
+    """The signal goes to the whole foreground group, the processes included."""
+    command = script(
+        tmp_path / "program.py",
+        """
+        import asyncio, sys, unwait, worker_functions
+
+        async def main():
+            async with unwait.stream(worker_functions.wait_for_go, sys.argv[1:], where="process", limit=1) as stream:
+                async for outcome in stream:
+                    print(outcome.item, outcome.value, outcome.error, flush=True)
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """,
+    )
+    items = [tmp_path / "one", tmp_path / "two"]
+    with subprocess.Popen(
+        [*command, *map(str, items)],
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stderr is not None
+        asyncio.run(until(lambda: (tmp_path / "one.begun").exists()))
+        os.killpg(program.pid, signal.SIGINT)
+        assert "finishing 1 running item" in program.stderr.readline()
+        items[0].touch()
+        out, err = program.communicate(timeout=20)
+    assert out == f"{items[0]} done None\n"
+    assert program.returncode == -signal.SIGINT
+    assert "WorkerCrashed" not in err
+
+
 def test_a_program_that_never_closes_its_workers_still_ends(tmp_path: Path) -> None:
     command = script(
         tmp_path / "parent.py",
@@ -477,9 +513,10 @@ def test_a_program_that_never_closes_its_workers_still_ends(tmp_path: Path) -> N
         from unwait.flow.workers import place
 
         async def main():
-            print(await place(worker_functions.square, "process", 1)(7))
+            print(await workers(7))
 
         if __name__ == "__main__":
+            workers = place(worker_functions.square, "process", 1)
             asyncio.run(main())
         """,
     )

@@ -111,10 +111,11 @@ class Run:
         clock = asyncio.get_running_loop().time
         func = self._func
         if self._where is not None:
-            from unwait.flow.workers import place
+            from unwait.flow.workers import cores, place
 
-            count = self._tasks if self._where == "thread" else min(self._tasks, len(os.sched_getaffinity(0)))
-            func = self._workers = place(self._func, self._where, count)
+            if self._where == "process":
+                self._tasks = min(self._tasks, cores())
+            func = self._workers = place(self._func, self._where, self._tasks)
         total = len(self._items) if isinstance(self._items, Sized) else None
         self.report = report = Report(clock, total)
         report.watch(self._in_force)
@@ -216,10 +217,14 @@ class Stream(Generic[T, R]):
             raise RuntimeError("the stream has not begun: its report is there from the first outcome on")
         return self._run.report
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
         self._started = True
         self._loop = asyncio.get_running_loop()
-        self._run.start(self._buffer.put, self._buffer)
+        try:
+            self._run.start(self._buffer.put, self._buffer)
+        except BaseException:
+            await self.aclose()
+            raise
         self._run.engine.when_ended(self._buffer.close)
 
     def __aiter__(self) -> Stream[T, R]:
@@ -232,7 +237,7 @@ class Stream(Generic[T, R]):
         if self._done:
             raise StopAsyncIteration
         if not self._started:
-            self._start()
+            await self._start()
         try:
             return await self._buffer.get()
         except Closed:
@@ -248,7 +253,7 @@ class Stream(Generic[T, R]):
 
     async def __aenter__(self) -> Stream[T, R]:
         if not self._started:
-            self._start()
+            await self._start()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -46,14 +46,31 @@ class PipelineOutcome(Outcome[T, R]):
 
     stage: str | None = None
 
+    def fail(self, error: BaseException, stage: str) -> None:
+        """The item ends with this error, in the stage of this name."""
+        self.value, self.error, self.stage = None, error, stage
+        note = f"in stage {stage!r} of the pipeline"
+        # Items of one batch may have one error.
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+
 
 class _Queue:
     """What waits in front of a stage, bounded in number and size; who has more to put waits in order."""
 
-    def __init__(self, items: int, size: float, report: StageReport, exhausted: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        items: int,
+        size: float,
+        report: StageReport,
+        *,
+        relieved: Callable[[], None],
+        exhausted: Callable[[], None],
+    ) -> None:
         self._most = items
         self._most_size = size
         self._report = report
+        self._on_relieved = relieved
         self._on_exhausted = exhausted
         self._held: deque[tuple[PipelineOutcome[Any, Any], float]] = deque()
         self._size = 0.0
@@ -61,6 +78,11 @@ class _Queue:
         self._putters: deque[tuple[asyncio.Future[None], PipelineOutcome[Any, Any], float]] = deque()
         self._closed = False
         self.exhausted = False  # and the stage knows
+
+    @property
+    def congested(self) -> bool:
+        """Whether somebody waits to put more."""
+        return bool(self._putters)
 
     async def put(self, item: PipelineOutcome[Any, Any], size: float) -> None:
         """Add it as soon as there is room."""
@@ -112,11 +134,15 @@ class _Queue:
         self._wake()
 
     def _let_in(self) -> None:
+        if not self._putters:
+            return
         while self._putters and self._has_room(self._putters[0][2]):
             putter, item, size = self._putters.popleft()
             if not putter.done():
                 self._add(item, size)
                 putter.set_result(None)
+        if not self._putters:
+            self._on_relieved()
 
     def _wake(self) -> None:
         if self._getter is not None and not self._getter.done():
@@ -147,9 +173,11 @@ class _Station:
                 self._awaited(func), calls
             )
         else:
-            self.batch = stage.batches(func, calls)
+            self.batch = stage.batches(func, calls, self._congested)
             self._call = partial(_in_batch, self.batch)
-        self.queue = _Queue(stage.queue, stage.queue_bytes, self.report, self._flush)
+        self.queue = _Queue(
+            stage.queue, stage.queue_bytes, self.report, relieved=self._relieved, exhausted=self._exhausted
+        )
         self.engine = Engine(
             func,
             run.items if number == 0 else self.queue,
@@ -171,9 +199,19 @@ class _Station:
 
         return awaited
 
-    def _flush(self) -> None:
+    def _exhausted(self) -> None:
         if self.batch is not None:
             self.batch.flush()
+
+    def _congested(self) -> bool:
+        """Whether there is no hurry: small batches would do no good."""
+        following = self._run.after(self)
+        return following is not None and following.queue.congested
+
+    def _relieved(self) -> None:
+        before = self._run.before(self)
+        if before is not None and before.batch is not None:
+            before.batch.proceed()
 
     async def _enter(self, outcome: Outcome[Any, Any]) -> None:
         """The first stage's calls: of what is in the journal, only the rest is to be done."""
@@ -184,7 +222,13 @@ class _Station:
         elif entrance is None:
             await self._run.leave(item)
         else:
-            await entrance.put(item)
+            try:
+                size = entrance.size_of(item.value)
+            except Exception as error:
+                item.fail(error, entrance.name)
+                await self._run.leave(item)
+            else:
+                await entrance.queue.put(item, size)
 
     async def _go_on(self, outcome: Outcome[Any, Any]) -> None:
         await self._work(outcome.item, outcome)
@@ -219,11 +263,8 @@ class _Station:
             report.passed += 1
         else:
             report.failed += 1
-            item.value, item.error, item.stage = None, error, self.name
+            item.fail(error, self.name)
             outcome.error = error
-            note = f"in stage {self.name!r} of the pipeline"
-            if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
         waits = clock()
         if error is None and following is not None:
             await following.queue.put(item, size)
@@ -239,10 +280,6 @@ class _Station:
             error.add_note("raised by size=")
             raise
 
-    async def put(self, item: PipelineOutcome[Any, Any]) -> None:
-        """Let in an item that has passed the stages before in an earlier run."""
-        await self.queue.put(item, self.size_of(item.value))
-
 
 async def _in_batch(batch: Batch[Any, Any], call: Outcome[Any, Any]) -> None:
     done = await batch.outcome(call.item)
@@ -254,7 +291,7 @@ class PipelineRun:
 
     def __init__(
         self,
-        pipeline: Pipeline[Any, Any],
+        pipeline: Pipeline,
         items: Iterable[Any] | AsyncIterable[Any],
         progress: bool | Callable[[Report], None] | None,
         grace: float,
@@ -418,6 +455,10 @@ class PipelineRun:
         """The next stage; None behind the last."""
         return self._stations[station.number + 1] if station.number + 1 < len(self._stations) else None
 
+    def before(self, station: _Station) -> _Station | None:
+        """The stage before; None for the first."""
+        return self._stations[station.number - 1] if station.number else None
+
     def count(self, attempts: int) -> None:
         """Count the calls that a stage made for an item."""
         assert self.report is not None
@@ -428,15 +469,11 @@ class PipelineRun:
         """Store what a stage made of an item; returns it as a later run will find it."""
         if self._session is None or item.key is None:
             return item.value
+        key = f"{item.key}{_AT}{stage}"
+        figures = {"waited": item.waited, "elapsed": elapsed}
+        value = self._session.done(key, item.value, None, attempts=item.attempts, **figures)
         self._uncommitted += 1
-        return self._session.done(
-            f"{item.key}{_AT}{stage}",
-            item.value,
-            None,
-            attempts=item.attempts,
-            waited=item.waited,
-            elapsed=elapsed,
-        )
+        return value
 
     async def leave(self, item: PipelineOutcome[Any, Any]) -> None:
         """Report the item's outcome when there is room for it and, with a journal, when it is stored."""
@@ -456,7 +493,7 @@ class PipelineRun:
                     try:
                         item.value = session.done(item.key, item.value, item, **figures)
                     except CodecError as error:
-                        item.value, item.error, item.stage = None, error, self._stations[-1].name
+                        item.fail(error, self._stations[-1].name)
                 if item.error is not None:
                     session.failed(item.key, item.error, item, **figures)
         except JournalError as error:
@@ -467,12 +504,8 @@ class PipelineRun:
     def _settle(self, item: PipelineOutcome[Any, Any]) -> None:
         report = self.report
         assert report is not None
-        if item.error is None:
-            report.done += 1
-            report.resumed += item.resumed
-        else:
-            report.add_failure(item.error)
-        report.samples.add(item.elapsed)
+        report.resumed += item.resumed
+        report.add(item.elapsed, item.error)
         self._sink(item)
 
     # The journal.

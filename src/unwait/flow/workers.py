@@ -22,6 +22,7 @@ import signal
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -87,7 +88,8 @@ def place(func: Callable[[T], R], where: Literal["thread", "process"], count: in
     `where="thread"`: in threads, with a copy of the caller's context variables. Cancelling a call, or its
     time-out, cannot stop the thread: the caller goes on, and the thread stays taken until `func` returns.
 
-    `where="process"`: in spawned processes. Cancelling a call kills its process, and another takes its place.
+    `where="process"`: in spawned processes, started as calls need them. Cancelling a call, or its time-out (which
+    includes the start), kills the process at work on it, and the next call gets another.
     The function, every item and every result must be picklable, and the main module importable: what starts
     work stands under `if __name__ == "__main__":`. The processes ignore SIGINT and SIGTERM: the parent decides
     when they end.
@@ -166,7 +168,6 @@ class ProcessWorkers(Workers[T, R]):
     """`await workers(item)` gives `func(item)` from a process. To be closed with `aclose()`."""
 
     def __init__(self, func: Callable[[T], R], count: int) -> None:
-        # Brings the exit handler of multiprocessing, which joins its children: it must run after ours.
         import multiprocessing.util
 
         if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -187,8 +188,12 @@ class ProcessWorkers(Workers[T, R]):
         self._idle: list[_Process] = []
         self._useless: Callable[[], Exception] | None = None  # why no process will ever be ready
         self._proven = False  # one has been ready
-        self._registered = False
         self._closed = False
+        if not _open:
+            # Registered again, and so called before the exit handler of multiprocessing, which waits for children.
+            atexit.unregister(_kill_all)
+            atexit.register(_kill_all)
+        _open.add(self)
 
     async def __call__(self, item: T) -> R:
         """`func(item)`, or its error. Calls beyond the number of workers wait in their order."""
@@ -224,8 +229,6 @@ class ProcessWorkers(Workers[T, R]):
             self._kill()
             self._threads.shutdown(wait=False)
             raise
-        finally:
-            atexit.unregister(self._kill)
 
     def _kill(self) -> None:
         with self._lock:
@@ -269,10 +272,6 @@ class ProcessWorkers(Workers[T, R]):
             raise self._useless()
         process = _Process(_name(self._func), call)
         with self._lock:
-            if not self._registered:
-                # A program that ends without `aclose` must not wait for processes that wait for it.
-                atexit.register(self._kill)
-                self._registered = True
             self._alive.add(process)
             if self._closed and call.abandoned:
                 process.kill()
@@ -308,6 +307,15 @@ class ProcessWorkers(Workers[T, R]):
             self._alive.discard(process)
         process.close()
         return exitcode
+
+
+_open: weakref.WeakSet[ProcessWorkers[Any, Any]] = weakref.WeakSet()
+
+
+def _kill_all() -> None:
+    """A program that ends without `aclose` must not wait for processes that wait for it."""
+    for workers in _open:
+        workers._kill()
 
 
 class _Call:
