@@ -29,7 +29,7 @@ help:
 	@echo "make demo          pages of Python's documentation with unwait fetch; 500 calls to a limiting, failing API (45 s)"
 	@echo "make test          all tests"
 	@echo "make conformance   CPython's own asyncio tests on unwait's loop"
-	@echo "make bench         measure against the other loops; renders docs/performance.md (about 8 minutes)"
+	@echo "make bench         measure against other loops and libraries; renders docs/performance.md and docs/flow.md (12 minutes)"
 	@echo "make lint          ruff, mypy, stubtest"
 	@echo "make clean         remove everything that was built, and the virtual environments"
 	@echo "PYTHON=python3.13 make test uses another interpreter; ARGS=... is handed on."

@@ -217,8 +217,8 @@ def losses(results: Results) -> str:
     return "".join(lines) or "Nowhere by more than 1 % in what was measured.\n"
 
 
-def disturbance_text(results: Results) -> str:
-    entries = (entry for row in results.cells.values() for entry in row.values())
+def disturbance_text(cells: dict[str, Any]) -> str:
+    entries = (entry for row in cells.values() for entry in row.values())
     shares = [one["others_share"] for entry in entries for one in entry["rounds"] if "others_share" in one]
     if not shares:
         return ""
@@ -258,7 +258,7 @@ def page(saved: dict[str, Any]) -> str:
             GENERATOR,
             generator_table(results),
             "## Where and when\n",
-            runs_text(saved) + disturbance_text(results),
+            runs_text(saved) + disturbance_text(results.cells),
             "Printed again by `make bench`; one cell by `python bench/run.py --only NAME`.\n",
         )
     )
@@ -281,9 +281,12 @@ def readme_table(saved: dict[str, Any]) -> str:
     return table(("CPU µs per message or operation", *loops, "unwait / uvloop"), lines)
 
 
-def save(path: Path, run: dict[str, Any], found: dict[str, Any]) -> None:
-    """Put the cells of one run into the saved results, in the place of what was known of them."""
-    saved = json.loads(path.read_text()) if path.exists() else {"runs": {}, "run_of": {}, "cells": {}}
+def save(path: Path, run: dict[str, Any], found: dict[str, Any], part: str | None = None) -> None:
+    """Put the cells of one run into the saved results, or a part of them, in the place of what was known."""
+    everything = json.loads(path.read_text()) if path.exists() else {}
+    saved = everything if part is None else everything.setdefault(part, {})
+    for key in ("runs", "run_of", "cells"):
+        saved.setdefault(key, {})
     saved["runs"][run["date"]] = run
     for name, row in found.items():
         saved["cells"][name] = row
@@ -294,7 +297,14 @@ def save(path: Path, run: dict[str, Any], found: dict[str, Any]) -> None:
             entry["rounds"] = [
                 {key: round(value, 4) for key, value in one.items()} for one in entry["rounds"]
             ]
-    path.write_text(json.dumps(saved, indent=1) + "\n")
+    path.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+def replace_between_marks(document: Path, text: str) -> None:
+    before, begin, rest = document.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if begin and end:
+        document.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
 
 
 def render(path: Path) -> None:
@@ -305,8 +315,4 @@ def render(path: Path) -> None:
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(saved))
     if README.exists():
-        text = README.read_text()
-        before, begin, rest = text.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if begin and end:
-            README.write_text(f"{before}{BEGIN}\n{readme_table(saved)}{END}{after}")
+        replace_between_marks(README, readme_table(saved))

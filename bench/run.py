@@ -1,4 +1,4 @@
-"""Measures unwait's loop beside its peers and renders docs/performance.md: what `make bench` runs."""
+"""Measures unwait's loop and flow beside their peers and renders the figures in docs/: what `make bench` runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flow_report
 import report
 from cells import BASELINE, CELLS, OURS, YARDSTICK, Cell
+from flow_cells import FLOW_CELLS, SERVED_BY, FlowCell
 from loops import FACTORIES, Unsupported, version
 
 BENCH = Path(__file__).resolve().parent
@@ -32,18 +34,21 @@ RESULTS = BENCH / "results.json"
 START_TIMEOUT = 30
 CLIENT_TIMEOUT = 60
 STACKS = ("aiohttp", "uvicorn", "httptools", "starlette")
+FLOW_PEERS = ("aiohttp", "aiolimiter", "aiometer", "httpx", "stamina", "tenacity", "tqdm")
+FLOW_ROUNDS = 3
 DISTURBED = 0.10
 IDLE, IOWAIT = 3, 4
 PROFILE_TIMES = 10
 
 EPILOG = """examples:
-  python bench/run.py                               everything, 5 rounds; saved and rendered
+  python bench/run.py                               everything, 5 rounds (flow: 3); saved and rendered
   python bench/run.py --quick                       2 short rounds of everything, printed and not saved
   python bench/run.py --only echo-100 echo-tls      these cells, printed and not saved
   python bench/run.py --only task --save            this cell, merged into the saved results and rendered
+  python bench/run.py --only flow --save            all cells of unwait.flow (those without: loop cells)
   python bench/run.py --only call_soon --loops uvloop,unwait --rounds 3
   python bench/run.py --profile echo-100            where unwait's CPU goes there (needs perf)
-  python bench/run.py --render-only                 docs/performance.md and README.md from the saved results
+  python bench/run.py --render-only                 the documents from the saved results
 """
 
 
@@ -157,6 +162,19 @@ class Bench:
             "client_share": counts["client_cpu_s"] / counts["wall_s"],
         }
 
+    def measure_flow(self, cell: FlowCell, contenders: list[str], *, short: bool) -> dict[str, Any]:
+        """One round of a cell of unwait.flow: contender → metrics, or why there are none."""
+        for path in self.scratch.glob("errors-of-core-*"):
+            path.unlink()
+        arguments = [sys.executable, str(BENCH / "flow.py"), cell.name, *contenders]
+        arguments += ["--short"] if short else []
+        with contextlib.ExitStack() as stack:
+            if cell.server:
+                _, port = stack.enter_context(self.server(SERVED_BY, OURS))
+                arguments += ["--port", str(port)]
+            process = stack.enter_context(self.start(arguments, self.client_core))
+            return self.read_json(process, cell.seconds)
+
     def measure_memory(self, cell: Cell, pid: int, port: int) -> float:
         with self.client(cell, port, "--messages", "100", "--warmup", "0") as process:
             self.read_json(process, CLIENT_TIMEOUT)
@@ -260,11 +278,12 @@ def package_version(name: str) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on besides the loops, as the page prints it."""
+    """When and where the figures come from, as the pages print it."""
     text = Path("/proc/cpuinfo").read_text()
     models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release().split('-')[0]}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -303,16 +322,83 @@ def run_round(bench: Bench, cells: list[Cell], loops: list[str], number: int, fo
         print(f"round {number + 1}: {cell.name:18} {', '.join(sorted(said))}", file=sys.stderr, flush=True)
 
 
-def choose(patterns: list[str] | None) -> list[Cell]:
-    if not patterns:
-        return list(CELLS.values())
-    chosen = [cell for name, cell in CELLS.items() if any(pattern in name for pattern in patterns)]
-    exact = [CELLS[pattern] for pattern in patterns if pattern in CELLS]
-    if len(exact) == len(patterns):
-        return exact
-    if not chosen:
-        raise SystemExit(f"run.py: no cell is named like {', '.join(patterns)}; --list shows them")
-    return chosen
+def run_flow_round(
+    bench: Bench, cells: list[FlowCell], number: int, short: bool, found: dict[str, Any]
+) -> None:
+    """One round of unwait.flow: every cell once, its contenders one after another in a turned order."""
+    for cell in cells:
+        if cell.rounds is not None and number >= cell.rounds:
+            continue
+        row = found.setdefault(cell.name, {name: {"rounds": []} for name in cell.contenders})
+        turn = number % len(cell.contenders)
+        names = [*cell.contenders[turn:], *cell.contenders[:turn]]
+        with Others({bench.server_core, bench.client_core}) as others:
+            try:
+                measured = bench.measure_flow(cell, names, short=short)
+            except Failed as error:
+                measured = {name: {"failed": str(error)} for name in names}
+        said = []
+        for name in cell.contenders:
+            metrics = measured[name]
+            if "unsupported" in metrics or "failed" in metrics:
+                row[name] |= metrics
+                said.append(f"{name}: {metrics}")
+            else:
+                row[name]["rounds"].append(metrics | {"others_share": others.share})
+                said.append(f"{name} " + " ".join(f"{value:,.2f}" for value in metrics.values()))
+        disturbed = "!" if others.share > DISTURBED else ""
+        print(f"round {number + 1}: {cell.name:14}{disturbed} {'; '.join(said)}", file=sys.stderr, flush=True)
+
+
+def measure_loops(
+    bench: Bench, cells: list[Cell], loops: list[str], rounds: int, *, save: bool
+) -> dict[str, Any]:
+    """All rounds of the cells of the loop, printed, and rendered if they are saved."""
+    versions = {name: version(name) for name in loops}
+    print("; ".join(f"{name} {said}" for name, said in versions.items()), file=sys.stderr)
+    found: dict[str, Any] = {}
+    began = time.monotonic()
+    for number in range(rounds):
+        run_round(bench, cells, loops, number, found)
+    took = round(time.monotonic() - began)
+    print(report.terminal_table(found))
+    if save:
+        run = {"versions": versions, "rounds": rounds, "seconds": bench.seconds, "took_s": took}
+        report.save(RESULTS, machine() | run, found)
+        report.render(RESULTS)
+    return found
+
+
+def measure_flow(
+    bench: Bench, cells: list[FlowCell], rounds: int, *, short: bool, save: bool
+) -> dict[str, Any]:
+    """All rounds of the cells of flow, printed, and rendered if they are saved."""
+    found: dict[str, Any] = {}
+    began = time.monotonic()
+    for number in range(rounds):
+        run_flow_round(bench, cells, number, short, found)
+    took = round(time.monotonic() - began)
+    print(flow_report.terminal_tables(found))
+    if save:
+        versions = {OURS: version(OURS)} | {name: package_version(name) for name in FLOW_PEERS}
+        run = {"versions": versions, "rounds": rounds, "took_s": took}
+        report.save(RESULTS, machine() | run, found, part="flow")
+        flow_report.render(RESULTS)
+    return found
+
+
+def choose(patterns: list[str] | None, loops_only: bool) -> tuple[list[Cell], list[FlowCell]]:
+    """The cells of the loop and those of flow whose names are among the patterns, or else contain one."""
+    names = [*CELLS] if loops_only else [*CELLS, *FLOW_CELLS]
+    if patterns and not set(patterns) <= set(names):
+        names = [name for name in names if any(pattern in name for pattern in patterns)]
+        if not names:
+            raise SystemExit(f"run.py: no cell is named like {', '.join(patterns)}; --list shows them")
+    elif patterns:
+        names = patterns
+    return [CELLS[name] for name in names if name in CELLS], [
+        FLOW_CELLS[name] for name in names if name in FLOW_CELLS
+    ]
 
 
 def parse() -> argparse.Namespace:
@@ -351,13 +437,16 @@ def main() -> int:
         for cell in CELLS.values():
             words = (f"{cell.name:20} {cell.kind:7} {cell.mode}", str(cell.connections or ""), *cell.load)
             print(" ".join(words).rstrip())
+        for flow_cell in FLOW_CELLS.values():
+            print(f"{flow_cell.name:20} flow    {'; '.join(flow_cell.contenders)}")
         for name in FACTORIES:
             print(f"loop {name:15} {version(name)}")
         return 0
     if options.render_only:
         report.render(RESULTS)
+        flow_report.render(RESULTS)
         return 0
-    cells = choose(options.only)
+    cells, flow_cells = choose(options.only, loops_only=bool(options.loops))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loops = options.loops.split(",") if options.loops else list(FACTORIES)
@@ -371,24 +460,12 @@ def main() -> int:
             profiled = options.loops.split(",") if options.loops else [OURS]
             print("\n\n".join(bench.profile(CELLS[options.profile], name) for name in profiled))
             return 0
-        versions = {name: version(name) for name in loops}
-        print("; ".join(f"{name} {said}" for name, said in versions.items()), file=sys.stderr)
+        save = options.save or not (options.only or options.quick or options.loops)
         found: dict[str, Any] = {}
-        began = time.monotonic()
-        for number in range(rounds):
-            run_round(bench, cells, loops, number, found)
-        took = time.monotonic() - began
-    run = machine() | {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "versions": versions,
-        "rounds": rounds,
-        "seconds": seconds,
-        "took_s": round(took),
-    }
-    print(report.terminal_table(found))
-    if options.save or not (options.only or options.quick or options.loops):
-        report.save(RESULTS, run, found)
-        report.render(RESULTS)
+        if cells:
+            found |= measure_loops(bench, cells, loops, rounds, save=save)
+        if flow_cells:
+            found |= measure_flow(bench, flow_cells, min(rounds, FLOW_ROUNDS), short=options.quick, save=save)
     failures = [
         f"{name} on {loop}: {entry['failed']}"
         for name, row in found.items()

@@ -489,7 +489,7 @@ def test_where_the_time_went(virtual):
         assert results.report.calling == pytest.approx(8)
         assert results.report.limited == pytest.approx(2 + 4 + 6)
         assert results.report.elapsed == pytest.approx(8)
-        assert results.report.p50 == pytest.approx(6)
+        assert results.report.p50 == pytest.approx(4)
         assert results.report.p95 == pytest.approx(8)
 
     virtual(main())

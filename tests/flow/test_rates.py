@@ -301,6 +301,16 @@ class TestObserve:
             limiter.take(1, 0.0)
         assert limiter.ready_at(1, 0.0) == 20.0
 
+    def test_what_the_server_counted_and_the_ledger_forgot_since_is_not_withheld(self):
+        """The answer to a call that took 3 s: the server had counted what left the window meanwhile."""
+        limiter = Limiter(Rate(100, 10, burst=100))
+        limiter.take(60, 0)
+        limiter.take(20, 8)
+        limiter.observe(20, 5, 11, age=3.0)
+        assert limiter.ready_at(80, 11) <= 11
+        limiter.observe(20, 5, 11)
+        assert limiter.ready_at(80, 11) > 11
+
     def test_of_several_observations_the_lowest_counts(self):
         limiter = Limiter(Rate(100, 60, burst=100))
         limiter.observe(20, 30, now=0.0)

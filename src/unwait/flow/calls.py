@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
 from unwait.flow.limits import Limits, Permit, acquire_all, try_acquire_all
@@ -13,14 +15,21 @@ from unwait.flow.stats import Report
 
 T = TypeVar("T")
 R = TypeVar("R")
+E = TypeVar("E", bound=BaseException)
 
+
+_PACKAGE = f"{__package__}."
 
 # What is called for an item: it fills in the item's outcome, and raises nothing but a cancellation.
 Calling = Callable[[Outcome[Any, Any]], Awaitable[None]]
 
 
+class NotAwaitable(TypeError):
+    """The function given is not asynchronous."""
+
+
 class CallCancelled(Exception):
-    """A call was cancelled by something inside it, not by whoever waits for its outcome."""
+    """A call, or what gives the items, was cancelled by something inside it, not by whoever waits for the outcome."""
 
 
 class Interrupted(asyncio.CancelledError):
@@ -29,6 +38,8 @@ class Interrupted(asyncio.CancelledError):
 
 class Caller(Generic[T, R]):
     """How `func` is called for an item: within which limits, how often, how long.
+
+    NotAwaitable, for a function that is not async, is never retried.
 
     A permit of each of `limits` is held for exactly one attempt, never in back-off. `cost` is what an attempt
     takes of the token limits, a number or a function of the item. `timeout` bounds each attempt, once it has
@@ -60,25 +71,28 @@ class Caller(Generic[T, R]):
     async def __call__(self, outcome: Outcome[T, R]) -> None:
         """Call the function for `outcome.item` and fill in the rest; raises nothing but a cancellation."""
         if self._item_timeout is None:
-            await self._attempts(outcome)
+            await self._attempts(outcome, None)
             return
         scope = asyncio.timeout(self._item_timeout)
         try:
             async with scope:
-                await self._attempts(outcome)
+                await self._attempts(outcome, scope)
         except TimeoutError:
             message = f"not done within {self._item_timeout:g} s ({outcome.attempts} attempts)"
             outcome.value, outcome.error = None, TimeoutError(message)
 
-    async def _attempts(self, outcome: Outcome[T, R]) -> None:
+    async def _attempts(self, outcome: Outcome[T, R], scope: asyncio.Timeout | None) -> None:
         clock = asyncio.get_running_loop().time
         report, retry = self._report, self._retry
+        task = asyncio.current_task()
+        assert task is not None
+        cancellations = task.cancelling()
         started = clock()
         try:
             cost = self._cost(outcome.item) if callable(self._cost) else self._cost
         except Exception as error:
             error.add_note("raised by cost=")
-            outcome.error = error
+            outcome.error = trimmed(error)
             return
         while True:
             permits: Sequence[Permit] = ()
@@ -90,7 +104,7 @@ class Caller(Generic[T, R]):
                     )
                 except Exception as error:
                     # The limits can't admit this item at all: its key or its cost makes no sense.
-                    outcome.error = error
+                    outcome.error = trimmed(error)
                     return
                 finally:
                     waited = clock() - asked
@@ -108,40 +122,58 @@ class Caller(Generic[T, R]):
             except Interrupted:
                 raise
             except asyncio.CancelledError as cancelled:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if task.cancelling():
                     raise
                 failed = CallCancelled("the call was cancelled from inside")
-                failed.__cause__ = cancelled
+                failed.__cause__ = trimmed(cancelled)
             except Exception as error:
-                failed = error
-            ended = clock()
-            if report is not None:
-                report.calling += ended - begun
+                failed = trimmed(error)
+            finally:
+                ended = clock()
+                if report is not None:
+                    report.calling += ended - begun
             if failed is None:
                 if retry is not None:
                     retry.succeeded()
                 return
-            delay = None if retry is None else retry.delay(failed, outcome.attempts, ended - started, ended)
-            if retry is None or delay is None:
+            # What a call made of its cancellation is not retried. A TimeoutError may be that of a library which cancels
+            # the task for it and does not take that back.
+            cancelled_meanwhile = task.cancelling() > cancellations and not isinstance(failed, TimeoutError)
+            expired = scope is not None and scope.expired()
+            if retry is None or cancelled_meanwhile or expired or isinstance(failed, NotAwaitable):
                 outcome.error = failed
                 return
-            await retry.wait(delay, failed)
-            waited = clock() - ended
-            outcome.waited += waited
-            if report is not None:
-                report.backing_off += waited
+            try:
+                delay = retry.delay(failed, outcome.attempts, ended - started, ended)
+            except Exception as error:
+                error.__context__ = failed
+                error.add_note("raised by retry=")
+                outcome.error = trimmed(error)
+                return
+            if delay is None:
+                outcome.error = failed
+                return
+            try:
+                await retry.wait(delay, failed)
+            finally:
+                waited = clock() - ended
+                outcome.waited += waited
+                if report is not None:
+                    report.backing_off += waited
 
     async def _attempt(self, permits: Sequence[Permit], item: T) -> R:
         if permits:
             with permits[0]:
                 return await self._attempt(permits[1:], item)
+        called = self._func(item)
+        if type(called) is not CoroutineType:
+            check_awaitable(self._func, called)
         if self._timeout is None:
-            return await self._func(item)
+            return await called
         scope = asyncio.timeout(self._timeout)
         try:
             async with scope:
-                return await self._func(item)
+                return await called
         except TimeoutError as error:
             if scope.expired() and not error.args:
                 error.args = (f"timed out after {self._timeout:g} s",)
@@ -153,6 +185,28 @@ def check_timeouts(**timeouts: float | None) -> None:
     for name, seconds in timeouts.items():
         if seconds is not None and not seconds > 0:
             raise ValueError(f"{name} is in seconds and must be positive, or None; it is {seconds!r}")
+
+
+def check_awaitable(func: Callable[..., Any], called: object) -> None:
+    """Raise NotAwaitable if what the function returned is not awaitable."""
+    if not inspect.isawaitable(called):
+        name = getattr(func, "__qualname__", repr(func))
+        raise NotAwaitable(
+            f"{name} returned {type(called).__name__}, which can't be awaited: make it an async function, or have it "
+            'run in threads or processes with where="thread" or where="process"'
+        )
+
+
+def trimmed(error: E) -> E:
+    """The error, its traceback without the frames of this package that it begins with.
+
+    They are of no use to who reads it, and who keeps an error would keep what they refer to: the whole run.
+    """
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        traceback = traceback.tb_next
+    error.__traceback__ = traceback
+    return error
 
 
 async def call(

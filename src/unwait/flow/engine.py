@@ -8,13 +8,14 @@ waits has its own task and context, as with `asyncio.gather`, and there are neve
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextvars import copy_context
+from operator import attrgetter
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from unwait.flow.buffer import Buffer
-from unwait.flow.calls import CallCancelled, Calling, Interrupted
+from unwait.flow.calls import CallCancelled, Calling, Interrupted, NotAwaitable, check_awaitable, trimmed
 from unwait.flow.codec import CodecError
 from unwait.flow.keys import check_key, derive_key
 from unwait.flow.outcome import Outcome
@@ -24,12 +25,10 @@ if TYPE_CHECKING:
     from unwait.flow.journal import Journal
     from unwait.flow.journal_session import Session
 
+__all__ = ["DuplicateKey", "Engine", "NotAwaitable"]
+
 _IN_A_ROW = 64  # calls without suspension after which the other tasks get their turn
 _COMMITTING = 256  # outcomes that may wait for the journal at least, so that commits come in batches
-
-
-class NotAwaitable(TypeError):
-    """The function given is not asynchronous."""
 
 
 class DuplicateKey(ValueError):
@@ -75,13 +74,16 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pulling: set[asyncio.Task[None]] = set()
         self._keys: set[str] = set()
-        self._uncommitted = 0
+        self._uncommitted: set[Outcome[Any, Any]] = set()
         self._committing = max(_COMMITTING, 2 * limit)
         self._commit: asyncio.Future[None] | None = None
         self._index = 0
+        self._turn = 0  # of the loop, counted while calls are begun
+        self._turning = False  # whether the next one will be counted
         self.cut_short = False  # whether items were left out because of an interruption
         self._exhausted = False
         self._closing = False
+        self._awaited = False
         self._fault: BaseException | None = None
         self._ended: asyncio.Future[None] | None = None
 
@@ -109,6 +111,7 @@ class Engine:
         """Wait until all items have ended and been reported; raises what ended the run before that."""
         assert self._ended is not None
         if not self._ended.done():
+            self._awaited = True
             await asyncio.shield(self._ended)
         await self._close_session()
         if self._fault is not None:
@@ -142,11 +145,18 @@ class Engine:
                 cancelled = error
         close = getattr(self._async_iterator, "aclose", None)
         self._async_iterator = self._iterator = None
-        if close is not None:
-            # An async generator cut off in the middle must not wait for the collector.
-            await close()
-        if cancelled is not None:
-            raise cancelled
+        # Who keeps the report or an error of this run must not keep its items and outcomes.
+        self._items, self._sink = (), _nowhere
+        try:
+            if close is not None:
+                # An async generator cut off in the middle must not wait for the collector.
+                await close()
+        except Exception as error:
+            error.add_note("raised as the items were closed")
+            raise
+        finally:
+            if cancelled is not None:
+                raise cancelled
 
     async def _close_session(self) -> None:
         if self._session is not None:
@@ -166,8 +176,12 @@ class Engine:
         self._tasks.discard(task)
         if task.cancelled():
             if not self._closing and not self._tasks and not self.cut_short:
-                # The last task was cancelled, and not by this engine: so is the run.
-                self._fail(asyncio.CancelledError())
+                # The last task was cancelled, and not by this engine. If somebody still waits for the run, it was
+                # by its own call; if not, all tasks were, and so is the run.
+                if not self._awaited:
+                    self._fail(asyncio.CancelledError())
+                elif not self._exhausted:
+                    self._spawn()
         elif (error := task.exception()) is not None:
             self._fail(error)
         self._end_if_idle()
@@ -187,54 +201,49 @@ class Engine:
         context = self._context
         clock = self._loop.time
         report = self._report
+        func = self._func
         plain = self._caller is None and self._session is None
         buffer, iterator, sink = self._buffer, self._iterator, self._sink
+        called: Any = None
         in_a_row = 0
         while True:
-            if (buffer is not None and buffer.full) or self._uncommitted >= self._committing:
+            if (buffer is not None and buffer.full) or len(self._uncommitted) >= self._committing:
                 await self._downstream()
             if self._exhausted:
                 return
             if iterator is None:
                 pulled = await self._pull(task)
-                if not pulled:
+                if pulled is None:
                     return
-                outcome: Outcome[Any, Any] = Outcome(self._index, pulled[0])
-                pulled = ()
+                outcome, pulled = pulled, None
             else:
                 try:
                     outcome = Outcome(self._index, next(iterator))
                 except StopIteration:
                     self._exhausted = True
                     return
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
                     self._source_failed(error)
                     return
             self._index += 1
             report.taken += 1
             if len(self._tasks) < self._limit and not self._exhausted:
                 self._spawn()
-            suspended = journalled = False
-            called: Any = None
+            if not self._turning:
+                # Before whatever the call may wait for: a call during which no turn was counted never suspended.
+                self._turning = True
+                self._loop.call_soon(self._next_turn, context=context)
+            turn = self._turn
+            journalled = stopped = False
             taken = clock()
             try:
-                called = self._func(outcome.item) if plain else self._call(outcome, taken)
-                try:
-                    send = called.send
-                except AttributeError:
-                    called = _awaiting(self._func, called)
-                    send = called.send
-                try:
-                    awaited = send(None)
-                except StopIteration as stop:
-                    value = stop.value
-                else:
-                    suspended = True
-                    value = await _rest(called, awaited)
                 if plain:
-                    outcome.value = value
+                    called = func(outcome.item)
+                    if type(called) is not CoroutineType:
+                        check_awaitable(func, called)
+                    outcome.value = await called
                 else:
-                    journalled = value
+                    journalled = await self._call(outcome, taken)
             except NotAwaitable:
                 raise
             except Interrupted:
@@ -243,10 +252,11 @@ class Engine:
             except asyncio.CancelledError as cancelled:
                 if self._closing:
                     raise
+                stopped = task.cancelling() > 0
                 outcome.error = CallCancelled("the call was cancelled from inside")
-                outcome.error.__cause__ = cancelled
+                outcome.error.__cause__ = trimmed(cancelled)
             except Exception as error:
-                outcome.error = error
+                outcome.error = trimmed(error)
             if plain:
                 outcome.attempts = 1
                 outcome.elapsed = elapsed = clock() - taken
@@ -257,10 +267,10 @@ class Engine:
                 self._settle(outcome)
             # What this item held must not live until there is another one.
             del outcome
-            called = send = awaited = value = None
-            if task.cancelling():
+            called = None
+            if stopped:
                 raise asyncio.CancelledError
-            if suspended or copy_context() != context:
+            if self._turn != turn or task.cancelling() or copy_context() != context:
                 if not self._exhausted:
                     self._spawn()
                 return
@@ -269,57 +279,74 @@ class Engine:
                 in_a_row = 0
                 await asyncio.sleep(0)
 
+    def _next_turn(self) -> None:
+        self._turn += 1
+        self._turning = False
+
     async def _downstream(self) -> None:
         """Wait until outcomes can be taken on: by the consumer, by the journal."""
         started = self._loop.time()
         if self._buffer is not None:
             await self._buffer.room()
-        while self._uncommitted >= self._committing:
+        while len(self._uncommitted) >= self._committing:
             if self._commit is None:
                 self._commit = self._loop.create_future()
             await asyncio.shield(self._commit)
         self._report.blocked += self._loop.time() - started
 
-    async def _pull(self, task: asyncio.Task[None]) -> tuple[Any, ...]:
-        """The next item of an async iterable in a tuple, which is empty if there is none."""
+    async def _pull(self, task: asyncio.Task[None]) -> Outcome[Any, Any] | None:
+        """The next item of an async iterable in its outcome; None if there is none."""
         assert self._async_iterator is not None
         started = self._loop.time()
         self._pulling.add(task)
         try:
             async with self._pull_lock:
                 if self._exhausted:
-                    return ()
-                return (await anext(self._async_iterator),)
+                    return None
+                item = await anext(self._async_iterator)
+                return Outcome(self._index, item)
         except StopAsyncIteration:
             self._exhausted = True
-        except asyncio.CancelledError:
-            if self._closing or not self._exhausted:
+        except asyncio.CancelledError as cancelled:
+            if not task.cancelling():
+                self._source_failed(cancelled)
+            elif self._closing or not self._exhausted:
                 raise
-            task.uncancel()  # it was `stop`
+            else:
+                task.uncancel()  # it was `stop`
         except Exception as error:
             self._source_failed(error)
         finally:
             self._pulling.discard(task)
             self._report.starved += self._loop.time() - started
-        return ()
+        return None
 
-    def _source_failed(self, error: Exception) -> None:
+    def _source_failed(self, error: Exception | asyncio.CancelledError) -> None:
         """What was taken before still ends as it will; then the error is the run's."""
-        error.add_note(f"raised by the items, after {self._index} of them")
+        fault = trimmed(error)
+        if isinstance(error, asyncio.CancelledError):
+            # As it is, it would look as if the run had been cancelled.
+            fault = CallCancelled("the items were cancelled from inside")
+            fault.__cause__ = error
+        fault.add_note(f"raised by the items, after {self._index} of them")
         self._exhausted = True
         if self._fault is None:
-            self._fault = error
+            self._fault = fault
 
     async def _call(self, outcome: Outcome[Any, Any], taken: float) -> bool:
         """Fill in the outcome; whether it now waits for its commit to the journal."""
         if self._session is None:
-            assert self._caller is not None
-            await self._caller(outcome)
+            await self._called(outcome)
             return False
         return await self._journalled(self._session, outcome, taken)
 
-    async def _journalled(self, session: Session, outcome: Outcome[Any, Any], taken: float) -> bool:
+    async def _called(self, outcome: Outcome[Any, Any]) -> None:
         assert self._caller is not None
+        await self._caller(outcome)
+        if isinstance(outcome.error, NotAwaitable):
+            raise outcome.error
+
+    async def _journalled(self, session: Session, outcome: Outcome[Any, Any], taken: float) -> bool:
         key = derive_key(outcome.item) if self._key is None else check_key(self._key(outcome.item))
         outcome.key = key
         stored = session.find(key)
@@ -331,11 +358,11 @@ class Engine:
             outcome.value, outcome.resumed = stored.value, True
             outcome.elapsed = self._loop.time() - taken
             session.reused(key, outcome)
-            self._uncommitted += 1
+            self._uncommitted.add(outcome)
             return True
         self._keys.add(key)
         try:
-            await self._caller(outcome)
+            await self._called(outcome)
             outcome.elapsed = self._loop.time() - taken
             spent = {"waited": outcome.waited, "elapsed": outcome.elapsed}
             if outcome.error is None:
@@ -347,7 +374,7 @@ class Engine:
                     outcome.value, outcome.error = None, error
             if outcome.error is not None:
                 session.failed(key, outcome.error, outcome, attempts=outcome.attempts, **spent)
-            self._uncommitted += 1
+            self._uncommitted.add(outcome)
         finally:
             self._keys.discard(key)
         return True
@@ -360,15 +387,19 @@ class Engine:
         self._sink(outcome)
 
     def _committed(self, outcomes: list[Outcome[Any, Any]]) -> None:
-        self._uncommitted -= len(outcomes)
+        self._uncommitted.difference_update(outcomes)
         for outcome in outcomes:
             self._settle(outcome)
         self._wake_committing()
         self._end_if_idle()
 
     def _broken(self, error: Exception) -> None:
-        """The journal can't be written: what it did not commit is not reported."""
-        self._uncommitted = 0
+        """The journal can't be written: what it did not commit has failed, and keeps its value."""
+        lost, self._uncommitted = self._uncommitted, set()
+        for outcome in sorted(lost, key=attrgetter("index")):
+            if outcome.error is None and not outcome.resumed:
+                outcome.error = error
+            self._settle(outcome)
         self._fail(error)
         self._wake_committing()
         self._end_if_idle()
@@ -379,34 +410,5 @@ class Engine:
             self._commit = None
 
 
-@types.coroutine
-def _rest(called: Any, awaited: Any) -> Generator[Any, Any, Any]:
-    """What is left of a coroutine whose first step awaits `awaited`."""
-    while True:
-        try:
-            yield awaited
-        except GeneratorExit:
-            called.close()
-            raise
-        except BaseException as thrown:
-            try:
-                awaited = called.throw(thrown)
-            except StopIteration as stop:
-                return stop.value
-        else:
-            return (yield from called)
-
-
-def _awaiting(func: Callable[[Any], Any], called: Any) -> Any:
-    """A coroutine for what a function returned that is awaitable and no coroutine itself."""
-    if not hasattr(called, "__await__"):
-        name = getattr(func, "__qualname__", repr(func))
-        raise NotAwaitable(
-            f"{name} returned {type(called).__name__}, which can't be awaited: make it an async function, or have it "
-            'run in threads or processes with where="thread" or where="process"'
-        )
-
-    async def awaiting() -> Any:
-        return await called
-
-    return awaiting()
+def _nowhere(outcome: Outcome[Any, Any]) -> None:
+    """Where outcomes go after the end."""

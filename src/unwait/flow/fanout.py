@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence, Sized
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from unwait.flow.buffer import Buffer, Closed
-from unwait.flow.calls import Caller, Calling, Interrupted, check_timeouts
+from unwait.flow.calls import Caller, Calling, Interrupted, check_timeouts, trimmed
 from unwait.flow.engine import Engine, NotAwaitable
 from unwait.flow.interrupt import graceful
 from unwait.flow.limits import Limits
@@ -116,8 +116,7 @@ class Run:
             if self._where == "process":
                 self._tasks = min(self._tasks, cores())
             func = self._workers = place(self._func, self._where, self._tasks)
-        total = len(self._items) if isinstance(self._items, Sized) else None
-        self.report = report = Report(clock, total)
+        self.report = report = Report(clock, _number(self._items))
         report.watch(self._in_force)
         timeouts = self._timeout is not None or self._item_timeout is not None
         caller: Calling | None = None
@@ -167,11 +166,13 @@ class Run:
             if self._engine is not None:
                 await self._engine.aclose()
         finally:
-            if self._workers is not None:
-                await self._workers.aclose()
-            if self.report is not None:
-                self.report.end()
-            self._stack.close()
+            try:
+                if self._workers is not None:
+                    await self._workers.aclose()
+            finally:
+                if self.report is not None:
+                    self.report.end()
+                self._stack.close()
         if self._engine is not None and self._engine.cut_short:
             # Handing the interruption on has cancelled the main task. Whoever is not part of it must not take
             # what there is for the whole.
@@ -267,9 +268,10 @@ class Stream(Generic[T, R]):
             await self._run.aclose()
 
     def __del__(self) -> None:
-        if not self._started or self._done or self._loop is None or self._loop.is_closed():
+        if not self._started or self._done or self._loop is None:
             return
-        self._loop.call_soon_threadsafe(_close_later, self._run)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(_close_later, self._run)
 
 
 _closing: set[asyncio.Task[None]] = set()
@@ -302,8 +304,8 @@ def stream(
 ) -> Stream[T, R]:
     """The outcomes of `func` for each of `items`, as they are completed; a failure is an outcome too.
 
-    The parameters are those of `map`. Items are pulled as outcomes are taken: at most `limit` outcomes wait
-    for the consumer, and while they do, no more items are pulled.
+    The parameters are those of `map`. Items are pulled as outcomes are taken: while `limit` outcomes wait for
+    the consumer, no more items are pulled. With a journal a few hundred more may be on their way through it.
 
     If `items` itself raises, the outcomes of what was pulled before come first, and then that error.
     """
@@ -401,21 +403,25 @@ async def collect(run: Run, errors: OnError) -> Results[Any]:
         if outcome.error is not None:
             run.engine.abort()
 
-    fault: Exception | None = None
+    faults: list[Exception] = []
+    report: Report | None = None
     try:
         report = run.start(append_or_abort if errors == "raise" else outcomes.append)
-        try:
-            await run.engine.finished()
-        except NotAwaitable:
+        await run.engine.finished()
+    except Exception as error:
+        if report is None or isinstance(error, NotAwaitable):
             raise
-        except Exception as error:
-            fault = error
+        faults.append(trimmed(error))
     finally:
-        await run.aclose()
+        try:
+            await run.aclose()
+        except Exception as error:
+            faults.append(trimmed(error))
     outcomes.sort(key=attrgetter("index"))
     failed = [_as_exception(outcome.error) for outcome in outcomes if outcome.error is not None]
-    if fault is not None:
-        raise MapError("the run ended early", [fault, *failed], outcomes, report)
+    if faults:
+        others = [error for error in failed if error not in faults]
+        raise MapError("the run ended early", [*faults, *others], outcomes, report)
     if failed and errors == "raise":
         raise MapError(f"{len(failed)} of {report.taken} items failed", failed, outcomes, report)
     if failed and errors == "skip":
@@ -448,6 +454,14 @@ def _check_items(items: object) -> None:
         )
     if not isinstance(items, AsyncIterable | Iterable) and not hasattr(items, "__getitem__"):
         raise TypeError(f"items must be an iterable or an async iterable, and is {type(items).__name__}")
+
+
+def _number(items: object) -> int | None:
+    """How many items there are, if they tell."""
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except Exception:
+        return None  # it has the method, and does not mean it
 
 
 def _label(func: Callable[..., Any]) -> str:

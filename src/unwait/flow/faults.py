@@ -15,6 +15,7 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 _NAMES = ("key", "token", "secret", "pass", "pwd", "sig", "auth", "credential")
+_SCRUBBED = 20_000  # characters of an error's text that are looked at: it may be a whole document
 _PREFIXED = re.compile(r"\b(?:sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abprs]|hf)[-_][A-Za-z0-9_-]{8,}")
 
 
@@ -59,6 +60,10 @@ def scrub(text: str) -> str:
 
 def describe(error: BaseException, longest: int = 300) -> str:
     """`ValueError: its text`, on one line, scrubbed, at most `longest` characters."""
-    text = " ".join(scrub(str(error)).split())
+    try:
+        text = str(error)[:_SCRUBBED]
+    except Exception:
+        text = ""  # an error that cannot be shown
+    text = " ".join(scrub(text).split())
     name = type(error).__name__
     return f"{name}: {text}"[:longest] if text else name

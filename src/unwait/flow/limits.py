@@ -491,9 +491,14 @@ class Limits:
         self._current_lane(item).pause(seconds)
 
     def observe(
-        self, item: Any = None, *, requests: Quota | None = None, tokens: Quota | None = None
+        self,
+        item: Any = None,
+        *,
+        requests: Quota | None = None,
+        tokens: Quota | None = None,
+        age: float = 0.0,
     ) -> None:
-        """Take note of what the other side says is left, for the item's key; it only ever makes slower.
+        """Take note of what the other side said, at most `age` seconds ago, is left; it only ever makes slower.
 
         With nothing left, nobody is admitted until the reset. With less left than is believed here, so much less is
         admitted until then. Without a configured rate only the former counts.
@@ -507,7 +512,7 @@ class Limits:
             if reset is not None and not 0 <= reset < math.inf:
                 continue
             if limiter is not None:
-                limiter.observe(quota.remaining, reset, now)
+                limiter.observe(quota.remaining, reset, now, age)
                 self._latest = now
             elif quota.remaining <= 0:
                 lane.pause(reset or 0)

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 @dataclass(slots=True, eq=False)
 class Outcome(Generic[T, R]):
-    """What became of one item: `value`, or the `error` that its last attempt ended with.
+    """What became of one item: `value`, or the `error` that its last attempt ended with; both if only saving failed.
 
     `index` is its place among the items, from 0; `key` its name in the journal, None without one; `attempts`
     how often the function was called; `waited` the seconds spent waiting for permits and in back-off,
@@ -74,6 +74,9 @@ class MapError(ExceptionGroup[Exception]):
 
     def __init__(self, message: str, errors: Sequence[Exception], *_: object) -> None:
         super().__init__(message, errors)
+
+    def __reduce__(self) -> Any:
+        return MapError, (self.message, self.exceptions, self.outcomes, self.report), self.__dict__
 
     def derive(self, errors: Sequence[Exception], /) -> MapError:  # type: ignore[override]
         """The group that `except*` makes of some of the errors; outcomes and report stay with it."""

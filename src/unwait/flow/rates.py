@@ -151,6 +151,7 @@ class Limiter:
         self._burst = rate.burst if rate.burst is not None else max(1.0, rate.amount * share)
         self._full_at = _NEVER  # when the bucket is full again
         self._slots: deque[Slot] = deque()
+        self._gone: deque[Slot] = deque()  # out of the ledger for less than a window
         self._used: float = 0  # the sum of the slots
         self._withheld: float = 0  # what the server counts and the ledger does not, until
         self._withheld_until = _NEVER
@@ -192,17 +193,19 @@ class Limiter:
             slot.cost -= cost
             self._used -= cost
 
-    def observe(self, remaining: float, reset: float | None, now: float) -> None:
+    def observe(self, remaining: float, reset: float | None, now: float, age: float = 0.0) -> None:
         """Take over from the server that it has less left than is believed here, until `reset` seconds from now.
 
-        It never makes more room than the rate has. Without a time for the reset, it is a period from now.
+        It never makes more room than the rate has. Without a time for the reset, it is a period from now. What the
+        server says may be `age` seconds old: it then counted what has left the ledger since.
         """
         until = now + (self.rate.period if reset is None else reset)
         self._forget(now)
         if remaining <= 0:
             self._closed_until = max(self._closed_until, until)
             return
-        excess = self.rate.amount - self._used - remaining
+        gone = sum(slot.cost for slot in self._gone if slot.last + self._window > now - age)
+        excess = self.rate.amount - self._used - gone - remaining
         if now >= self._withheld_until:
             self._withheld = 0
         if excess > self._withheld:
@@ -220,8 +223,11 @@ class Limiter:
         while slots and slots[0].last + self._window <= now:
             slot = slots.popleft()
             slot.live = False
+            self._gone.append(slot)
             # Sums of fractions drift: an empty ledger is zero.
             self._used = self._used - slot.cost if slots else 0
+        while self._gone and self._gone[0].last + 2 * self._window <= now:
+            self._gone.popleft()
 
     def _falls_to(self, level: float) -> float:
         """When the ledger will count no more than `level`."""

@@ -7,6 +7,7 @@ import functools
 import math
 import random as _random
 from collections.abc import Awaitable, Callable
+from types import UnionType
 from typing import ParamSpec, TypeVar
 
 from unwait.flow.faults import retry_after
@@ -14,7 +15,9 @@ from unwait.flow.faults import retry_after
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ErrorFilter = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+ErrorFilter = (
+    type[BaseException] | tuple[type[BaseException], ...] | UnionType | Callable[[BaseException], bool]
+)
 
 # A second call meets the same bug, or the same wrong argument.
 _PERMANENT = (
@@ -125,10 +128,14 @@ class Retry:
         self.budget = budget
         self._random = random
         self._retried: Callable[[BaseException], bool]
-        if isinstance(on, type | tuple):
+        if isinstance(on, type | tuple | UnionType):
             self._retried = lambda error: isinstance(error, on)
         else:
             self._retried = on
+        for name, function in (("on", self._retried), ("after", after)):
+            if not callable(function):
+                kinds = "exception types or a function" if name == "on" else "a function"
+                raise TypeError(f"{name} must be {kinds}, not {type(function).__name__}")
 
     @classmethod
     def of(cls, given: Retry | int | None) -> Retry | None:
@@ -147,6 +154,8 @@ class Retry:
             return None
         jitter = self._random() * min(self.cap, self.base * 2.0 ** min(attempts - 1, 64))
         floor = self.after(error)
+        if floor is not None and not 0 <= floor < math.inf:
+            floor = None
         delay = jitter if floor is None else floor + jitter
         if self.total is not None and spent + delay >= self.total:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -31,12 +32,12 @@ class Samples:
         self._kept.append(value)
         if len(self._kept) == _SAMPLES:
             self._kept = self._kept[::2]
-            self._left_out = self._skip = 2 * self._left_out + 1
+            self._left_out = 2 * self._left_out + 1
 
     def percentile(self, share: float) -> float:
         """The value that `share` (0 to 1) of the values are not above; 0.0 without any."""
         ordered = sorted(self._kept)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+        return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
 
 
 class Report:
@@ -53,9 +54,9 @@ class Report:
     """
 
     def __init__(self, clock: Callable[[], float], total: int | None = None) -> None:
-        self._clock = clock
+        self._clock: Callable[[], float] | None = clock
         self._started = clock()
-        self._ended: float | None = None
+        self._elapsed = 0.0  # at the end
         self.total = total
         self.taken = 0
         self.done = 0
@@ -70,7 +71,8 @@ class Report:
         self.backing_off = 0.0
         self.starved = 0.0
         self.blocked = 0.0
-        self._in_force: Callable[[], int | None] = lambda: None
+        self._in_force: Callable[[], int | None] | None = None
+        self._limit: int | None = None  # in force at the end
 
     def watch(self, in_force: Callable[[], int | None]) -> None:
         """Name where `in_force` comes from."""
@@ -95,24 +97,24 @@ class Report:
         self.causes[cause] += 1
 
     def end(self) -> None:
-        """Stop the clock."""
-        if self._ended is None:
-            self._ended = self._clock()
+        """Stop the clock, and let go of the run: from now on this is a record, which can be pickled."""
+        self._elapsed, self._limit = self.elapsed, self.in_force
+        self._clock = self._in_force = None
 
     @property
     def running(self) -> int:
-        """Items that were taken and have not ended; with a journal, ended and saved."""
-        return self.taken - self.done - self.failed
+        """Items that were taken and have not ended; with a journal, ended and saved. After the end 0."""
+        return 0 if self._clock is None else self.taken - self.done - self.failed
 
     @property
     def elapsed(self) -> float:
         """Seconds from the start to the end, or to now."""
-        return (self._clock() if self._ended is None else self._ended) - self._started
+        return self._elapsed if self._clock is None else self._clock() - self._started
 
     @property
     def in_force(self) -> int | None:
         """How many calls may run at the same time at this moment."""
-        return self._in_force()
+        return self._limit if self._in_force is None else self._in_force()
 
     @property
     def throughput(self) -> float:
