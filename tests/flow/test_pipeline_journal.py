@@ -293,3 +293,28 @@ def test_a_second_ctrl_c_ends_it_at_once_and_nothing_reported_is_lost(tmp_path: 
         out, err = process.communicate()
     assert (out, err) == ("400\n", "")
     assert {calls_of(calls)[f"parse {number}"] - before[f"parse {number}"] for number in reported} == {0}
+
+
+async def test_what_stages_saved_is_told_apart_from_what_the_whole_made(loop, tmp_path):
+    from unwait.flow.journal_reader import JournalReader
+
+    async def first(n):
+        return n + 1
+
+    async def second(n):
+        return n * 10
+
+    path = tmp_path / "run.db"
+    pipeline = Pipeline([Stage(first, save=True), second], journal=path)
+    await pipeline.run([1, 2])
+    with JournalReader(path) as journal:
+        assert journal.count() == (2, 0)
+        assert journal.stages() == {"first": 2}
+        assert [run.done for run in journal.runs()] == [2]
+        rows = {(item.key, item.stage): item.data for item in journal.items()}
+    assert rows == {
+        ("item:1", "first"): b"2",
+        ("item:2", "first"): b"3",
+        ("item:1", ""): b"20",
+        ("item:2", ""): b"30",
+    }

@@ -35,7 +35,8 @@ Examples:
 """
 EXPORT = """
 Each line is {"key":…, "ok":…, "value":…, "error":…, "attempts":…, "waited":…, "elapsed":…}, in the order in which
-the items ended; times are in seconds. NaN and infinite numbers are written as Python's json does.
+the items ended; times are in seconds. What a stage of a pipeline saved has its name as "stage". NaN and infinite
+numbers are written as Python's json does.
 
 What a codec other than JSON wrote is not decoded: "value" is null, and a further "encoded" has the bytes in base64.
 --unpickle decodes pickled values, which runs whatever code the file names: use it only on files that nobody but you
@@ -69,6 +70,8 @@ def show(file: File) -> None:
             print(f"version   {printable(journal.version)}")
         print(f"values    {printable(journal.codec)}")
         print(f"items     {done + failed:,}: {done:,} done, {failed:,} failed")
+        for stage, saved in journal.stages().items():
+            print(f"stage     {printable(stage)}: {saved:,} values saved")
         if failed:
             print("\nfailures by cause")
             for cause in journal.causes():
@@ -138,6 +141,7 @@ def export(
         for item in journal.items(failed=failed):
             line = {
                 "key": item.key,
+                **({"stage": item.stage} if item.stage else {}),
                 "ok": item.ok,
                 **values(item),
                 "error": item.error,

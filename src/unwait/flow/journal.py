@@ -14,6 +14,9 @@ from unwait.flow.keys import type_name
 if TYPE_CHECKING:
     from unwait.flow.journal_session import Session
 
+# Between an item's key and a stage's name, where a pipeline saves what a stage made. No key has it.
+STAGE = "\x1f"
+
 
 class JournalError(Exception):
     """The journal cannot be used, or not any longer; the message names the file and what to do."""

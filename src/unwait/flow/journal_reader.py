@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from unwait.flow.journal import JournalError, JournalMismatch
+from unwait.flow.journal import STAGE, JournalError, JournalMismatch
 from unwait.flow.journal_file import DONE, FAILED, open_to_read, reason
 
 
 @dataclass(slots=True, frozen=True)
 class Item:
-    """One item's row: `data` is its value as the codec wrote it; `at` is when it ended, seconds since 1970."""
+    """One item's row: `data` is its value as the codec wrote it; `at` is when it ended, seconds since 1970.
+
+    `stage` names the stage of a pipeline that made the value; it is empty for what the whole of it made.
+    """
 
     key: str
+    stage: str
     ok: bool
     data: bytes | None
     error: str | None
@@ -56,6 +60,9 @@ class Cause:
     latest: str
 
 
+_WHOLE = f"instr(key, char({ord(STAGE)})) = 0"  # not what one stage saved
+
+
 class JournalReader:
     """One consistent view of a journal, of the moment it was opened; a context manager. Raises JournalError."""
 
@@ -83,16 +90,26 @@ class JournalReader:
 
     def count(self) -> tuple[int, int]:
         """How many items are done, and how many failed."""
-        counts = dict(self._rows("SELECT state, count(*) FROM items GROUP BY state"))
+        counts = dict(self._rows(f"SELECT state, count(*) FROM items WHERE {_WHOLE} GROUP BY state"))
         return counts.get(DONE, 0), counts.get(FAILED, 0)
+
+    def stages(self) -> dict[str, int]:
+        """Of how many items each stage of a pipeline has saved its value."""
+        return dict(
+            self._rows(
+                f"SELECT substr(key, instr(key, char({ord(STAGE)})) + 1) AS stage, count(*) FROM items "
+                f"WHERE NOT {_WHOLE} GROUP BY stage ORDER BY stage"
+            )
+        )
 
     def runs(self) -> list[Run]:
         """All runs, the first one first."""
         rows = self._rows(
-            """
+            f"""
             SELECT run, pid, started, ended, reused, coalesce(done, 0), coalesce(failed, 0), last
             FROM runs LEFT JOIN (
-                SELECT run, sum(state = 1) AS done, sum(state = 0) AS failed, max(at) AS last FROM items GROUP BY run
+                SELECT run, sum(state = 1) AS done, sum(state = 0) AS failed, max(at) AS last FROM items
+                WHERE {_WHOLE} GROUP BY run
             ) USING (run) ORDER BY run
             """
         )
@@ -129,7 +146,8 @@ class JournalReader:
             f"{'WHERE state = 0 ' if failed else ''}ORDER BY id"
         )
         for key, state, *rest in rows:
-            yield Item(key, state == DONE, *rest)
+            name, _, stage = key.partition(STAGE)
+            yield Item(name, stage, state == DONE, *rest)
 
     def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
         try:

@@ -17,7 +17,7 @@ from unwait.flow.calls import Caller, Interrupted
 from unwait.flow.codec import CodecError
 from unwait.flow.engine import DuplicateKey, Engine, NotAwaitable
 from unwait.flow.interrupt import graceful
-from unwait.flow.journal import JournalError
+from unwait.flow.journal import STAGE, JournalError
 from unwait.flow.keys import check_key, derive_key
 from unwait.flow.outcome import Outcome
 from unwait.flow.pipeline_report import PipelineReport, StageReport
@@ -34,7 +34,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _COMMITTING = 256  # rows that may wait for the journal, so that commits come in batches
-_AT = "\x1f"  # between a key and a stage's name in the journal; no key has it
 
 
 @dataclass(slots=True, eq=False)
@@ -441,7 +440,7 @@ class PipelineRun:
                 for station, following in reversed(list(pairwise(self._stations))):
                     if (
                         station.stage.save
-                        and (saved := session.find(f"{key}{_AT}{station.name}"))
+                        and (saved := session.find(f"{key}{STAGE}{station.name}"))
                         and saved.ok
                     ):
                         item.value = saved.value
@@ -469,7 +468,7 @@ class PipelineRun:
         """Store what a stage made of an item; returns it as a later run will find it."""
         if self._session is None or item.key is None:
             return item.value
-        key = f"{item.key}{_AT}{stage}"
+        key = f"{item.key}{STAGE}{stage}"
         figures = {"waited": item.waited, "elapsed": elapsed}
         value = self._session.done(key, item.value, None, attempts=item.attempts, **figures)
         self._uncommitted += 1
