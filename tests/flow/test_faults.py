@@ -21,6 +21,13 @@ SECRET = "hunter2Hunter2"
         f"https://example.org/a?X-Amz-Signature={SECRET}&X-Amz-Credential={SECRET}",
         f"Authorization: Bearer {SECRET}",
         f"authorization: Basic {SECRET}==",
+        f"Authorization: Token {SECRET}",
+        f"{{'authorization': 'ApiKey {SECRET}'}}",
+        f"Authorization: {SECRET}",
+        f"proxy-authorization: Negotiate {SECRET}",
+        f"Cookie: theme=dark; sid={SECRET}; n=1",
+        f"{{'Set-Cookie': 'sid={SECRET}; HttpOnly'}}",
+        f"https://example.org/?sessionid={SECRET}",
         f"{{'Authorization': 'Bearer {SECRET}'}}",
         f'{{"password": "{SECRET}"}}',
         f"PASSWORD={SECRET}",
@@ -41,6 +48,8 @@ def test_secrets_do_not_survive(text):
         "https://example.org/a?b=c&page=2",
         "me@example.org did not answer",
         "12 tokens left",
+        "authorization failed",
+        "no cookie: ask for consent",
         "task-12 failed",
     ],
 )
@@ -56,4 +65,7 @@ def test_any_text_can_be_scrubbed(text):
 def test_an_error_is_described_on_one_line():
     assert describe(ValueError("two\n  lines")) == "ValueError: two lines"
     assert describe(KeyError()) == "KeyError"
+    told = OSError("GET https://example.org/7: connection refused")
+    told.cause = "connection refused"
+    assert describe(told) == "OSError: connection refused"
     assert len(describe(ValueError("x" * 9999))) == 300

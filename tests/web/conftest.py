@@ -1,15 +1,18 @@
 """Real servers on 127.0.0.1 for what `unwait.web` fetches from, on both event loops."""
 
 import asyncio
+import inspect
 import ssl
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import trustme
 from aiohttp import web
+from yarl import URL
 
 import unwait
 
@@ -35,16 +38,21 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
 
 @pytest.fixture
 def serve() -> Serve:
-    """`async with serve({path: handler}) as base`: an aiohttp server; `tls` is its context."""
+    """`async with serve({path: handler}) as base`: an aiohttp server; `tls` is its context, `method` what it takes."""
 
     @asynccontextmanager
     async def serving(
         routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]],
         tls: ssl.SSLContext | None = None,
+        method: str = "GET",
     ) -> AsyncIterator[str]:
-        app = web.Application()
+        app = web.Application(client_max_size=8 << 20)
         for path, handler in routes.items():
-            app.router.add_get(path, handler)
+            # aiohttp takes functions; an object with a state may be one too.
+            function = handler if inspect.iscoroutinefunction(handler) else handler.__call__
+            app.router.add_get(path, function) if method == "GET" else app.router.add_route(
+                method, path, function
+            )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         try:
@@ -75,6 +83,103 @@ def serve_raw() -> Serve:
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
         async with server:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    return serving
+
+
+@pytest.fixture
+def serve_wire() -> Serve:
+    """`async with serve_wire(talk) as base`: `await talk(reader, writer)` for each connection, which is then closed."""
+
+    @asynccontextmanager
+    async def serving(
+        talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+        tls: ssl.SSLContext | None = None,
+    ) -> AsyncIterator[str]:
+        talking: set[asyncio.Task[None]] = set()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            talking.add(task)
+            try:
+                await talk(reader, writer)
+                await writer.drain()
+            except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                pass
+            finally:
+                talking.discard(task)
+                writer.close()
+
+        server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+        try:
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            server.close()
+            for task in list(talking):
+                task.cancel()
+            await asyncio.gather(*talking, return_exceptions=True)
+            await asyncio.sleep(0)
+
+    return serving
+
+
+@dataclass
+class ForwardProxy:
+    """A proxy that forwards absolute-form requests and tunnels CONNECT, and remembers what it was asked."""
+
+    address: str = ""
+    requests: list[tuple[str, str]] = field(default_factory=list)  # method, target
+    authorizations: list[str | None] = field(default_factory=list)
+    password: str | None = None
+    hang_up: bool = False
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        method, target, _ = head.split(" ", 2)
+        fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+        given = fields.get("Proxy-Authorization")
+        self.requests.append((method, target))
+        self.authorizations.append(given)
+        if self.hang_up:
+            return
+        if self.password is not None and given != self.password:
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            return
+        url = URL(f"//{target}" if method == "CONNECT" else target)
+        there, sender = await asyncio.open_connection(url.host, url.port)
+        try:
+            if method == "CONNECT":
+                writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            else:
+                kept = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if "roxy" not in name)
+                sender.write(f"{method} {url.path_qs} HTTP/1.1\r\n{kept}Connection: close\r\n\r\n".encode())
+            back = asyncio.create_task(self._pump(there, writer))
+            await self._pump(reader, sender)
+            await back
+        finally:
+            sender.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+def serve_proxy(serve_wire: Serve) -> Callable[..., AbstractAsyncContextManager[ForwardProxy]]:
+    """`async with serve_proxy(password=…, hang_up=…) as proxy`: `proxy.address` is its URL."""
+
+    @asynccontextmanager
+    async def serving(**options: Any) -> AsyncIterator[ForwardProxy]:
+        proxy = ForwardProxy(**options)
+        async with serve_wire(proxy.talk) as proxy.address:
+            yield proxy
 
     return serving
 

@@ -3,7 +3,8 @@
 import pytest
 from yarl import URL
 
-from unwait.web.urls import FileNames, redact
+from unwait.web.errors import InvalidURL
+from unwait.web.urls import FileNames, host, is_secret, parse, redact
 
 
 @pytest.mark.parametrize(
@@ -19,10 +20,60 @@ from unwait.web.urls import FileNames, redact
         ("user:secret@host", "***@host"),
         ("http://user:secret@:1/", "http://***@:1/"),
         ("", ""),
+        ("http://h/?key=abc&q=1", "http://h/?key=***&q=1"),
+        (
+            "http://h/?a=1&api%5Fkey=x;sig=3#access_token=z",
+            "http://h/?a=1&api%5Fkey=***;sig=***#access_token=***",
+        ),
+        (
+            "http://h/?X-Amz-Signature=f&X-Amz-Credential=c",
+            "http://h/?X-Amz-Signature=***&X-Amz-Credential=***",
+        ),
+        ("http://h/?a=1&next=http%3A%2F%2Fh%3Ftoken%3Da&b=%20", "http://h/?a=1&next=***&b=%20"),
+        ("http://u:p@h/?next=http://h?token=a@b", "http://***@h/?next=http://h?token=***"),
+        (
+            "http://h/?author=me&monkey=4&keyword=2&design=5",
+            "http://h/?author=me&monkey=4&keyword=2&design=5",
+        ),
     ],
 )
 def test_redact(url: str, shown: str) -> None:
     assert redact(url) == shown
+
+
+@pytest.mark.parametrize(
+    "name", ["Authorization", "cookie", "X-Api-Key", "X-Auth-Token", "Ocp-Apim-Subscription-Key", "password"]
+)
+def test_what_is_a_secret(name: str) -> None:
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["Accept", "Author", "Idempotency-Key", "X-Request-Id", "Content-Type", "Keyword"]
+)
+def test_what_is_none(name: str) -> None:
+    assert not is_secret(name)
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("http://Host/x", "host"),
+        ("https://u:p@h:8080?x=@y", "h:8080"),
+        ("http://[::1]:80/", "[::1]:80"),
+        ("no URL", "no URL"),
+    ],
+)
+def test_the_host_as_a_key(url: str, key: str) -> None:
+    assert host(url) == key
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a b/", "http://a\x7fb/", "http://a|b/", f"http://{'a' * 70}.de/", "http://:80/"]
+)
+def test_hosts_that_there_cannot_be(url: str) -> None:
+    with pytest.raises(InvalidURL, match="bad host or port"):
+        parse(url)
 
 
 @pytest.mark.parametrize(

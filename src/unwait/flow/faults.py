@@ -10,11 +10,17 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s\"'<>]*@")
 _SCHEMES = re.compile(r"\b(bearer|basic|token)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _NAMED = re.compile(
     r"((?:api[_-]?key|access[_-]?token|auth[_-]?token|refresh[_-]?token|client[_-]?secret|secret|password|passwd|pwd"
-    r"|token|signature|sig|authorization|x-amz-(?:signature|credential|security-token))"
+    r"|token|signature|sig|session[_-]?id|x-amz-(?:signature|credential|security-token))"
     r"[\"']?\s*[=:]\s*[\"']?)(?!bearer\b|basic\b)[^\s&\"',;}<>]+",
     re.IGNORECASE,
 )
-_NAMES = ("key", "token", "secret", "pass", "pwd", "sig", "auth", "credential")
+# A scheme, which may be any word, and what follows it; pairs of names and values.
+_HEADERS = re.compile(
+    r"(authorization[\"']?\s*[=:]\s*[\"']?)(?!\*\*\*)(?:[a-z][\w.-]*[ \t]+)?[^\s&\"',;}<>]+"
+    r"|(cookie[\"']?\s*[=:]\s*[\"']?)(?:[^\s=;,\"']+=[^\s;,\"']*(?:;[ \t]*)?)+",
+    re.IGNORECASE,
+)
+_NAMES = ("key", "token", "secret", "pass", "pwd", "sig", "session", "auth", "cookie", "credential")
 _SCRUBBED = 20_000  # characters of an error's text that are looked at: it may be a whole document
 _PREFIXED = re.compile(r"\b(?:sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abprs]|hf)[-_][A-Za-z0-9_-]{8,}")
 
@@ -52,16 +58,21 @@ def scrub(text: str) -> str:
         text = _CREDENTIALS.sub("***@", text)
     low = text.lower()
     if ("=" in text or ":" in text) and any(word in low for word in _NAMES):
-        text = _NAMED.sub(r"\1***", text)
+        text = _NAMED.sub(r"\1***", _HEADERS.sub(r"\1\2***", text))
     if "bearer" in low or "basic" in low or "token" in low:
         text = _SCHEMES.sub(r"\1\2***", text)
     return _PREFIXED.sub("***", text) if "-" in text or "_" in text else text
 
 
 def describe(error: BaseException, longest: int = 300) -> str:
-    """`ValueError: its text`, on one line, scrubbed, at most `longest` characters."""
+    """`ValueError: its text`, on one line, scrubbed, at most `longest` characters.
+
+    Of an error that has its `cause` in an attribute, without what it happened to, that is the text: so causes can be
+    counted.
+    """
     try:
-        text = str(error)[:_SCRUBBED]
+        cause = getattr(error, "cause", None)
+        text = (cause if isinstance(cause, str) and cause else str(error))[:_SCRUBBED]
     except Exception:
         text = ""  # an error that cannot be shown
     text = " ".join(scrub(text).split())

@@ -1,4 +1,4 @@
-"""One short line for each way in which a fetch can fail. None shows the URL, so none shows credentials."""
+"""One short line for each way in which a request can fail. None shows the URL, so none shows credentials."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import http
 import os
 
 import aiohttp
+from aiohttp.http import HttpProcessingError
 
+from unwait.web.errors import ClientError
 from unwait.web.text import printable
-
-
-class Failure(Exception):
-    """A fetch that failed for the cause in its message."""
 
 
 def status_cause(status: int, reason: str | None) -> str:
@@ -29,8 +27,8 @@ def status_cause(status: int, reason: str | None) -> str:
 def cause(error: Exception) -> str:
     """What went wrong, in one line of printable characters without addresses of code."""
     match error:
-        case Failure():
-            return str(error)
+        case ClientError():
+            return error.cause
         case aiohttp.ClientConnectorCertificateError():
             inner = error.certificate_error
             return f"bad certificate: {getattr(inner, 'verify_message', '') or printable(str(inner))}"
@@ -38,17 +36,15 @@ def cause(error: Exception) -> str:
             return f"TLS failure: {_reason(error.os_error)}"
         case aiohttp.ClientConnectorDNSError():
             return f"cannot resolve host {error.host!r}: {_reason(error.os_error)}"
+        case aiohttp.ClientProxyConnectionError():
+            return f"cannot connect to the proxy: {_reason(error.os_error)}"
         case aiohttp.ClientConnectorError():
             return f"cannot connect: {_reason(error.os_error)}"
+        case aiohttp.ClientHttpProxyError():
+            return f"the proxy refused: {status_cause(error.status, error.message)}"
         case aiohttp.ServerDisconnectedError():
             return "connection closed before the answer"
-        case aiohttp.TooManyRedirects():
-            return "too many redirects"
-        case aiohttp.InvalidUrlRedirectClientError() | aiohttp.NonHttpUrlRedirectClientError():
-            return "redirected to an address that is not http or https"
-        case aiohttp.ClientPayloadError():
-            return "body cut short"
-        case aiohttp.ClientResponseError():
+        case HttpProcessingError():
             return f"not a valid HTTP answer: {printable(error.message)[:80]}"
         case OSError():
             return _reason(error)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from unwait.web.causes import Failure
+from unwait.web.errors import InvalidAnswer
 
 ACCEPTED = "gzip, deflate"
 PIECE = 1 << 18  # bytes
 
 
 class Decoder:
-    """Undoes one `Content-Encoding`; `Failure` for an encoding that was not asked for or a broken body."""
+    """Undoes one `Content-Encoding`; `InvalidAnswer` for an encoding that was not asked for or a broken body."""
 
     def __init__(self, encoding: str) -> None:
         encoding = encoding.strip().lower()
         self._gzip = encoding in ("gzip", "x-gzip")
         self._plain = encoding in ("", "identity")
         if not (self._plain or self._gzip or encoding == "deflate"):
-            raise Failure(f"unsupported content encoding {encoding[:40]!r}")
+            raise InvalidAnswer(f"unsupported content encoding {encoding[:40]!r}")
         self._inflate: zlib._Decompress | None = None
         self._begun = False
 
@@ -37,7 +37,7 @@ class Decoder:
             try:
                 piece = self._inflate.decompress(data, PIECE)
             except zlib.error:
-                raise Failure("body is not what its content encoding says") from None
+                raise InvalidAnswer("body is not what its content encoding says") from None
             if piece:
                 yield piece
             data = self._inflate.unconsumed_tail
@@ -49,9 +49,9 @@ class Decoder:
                 return
 
     def finish(self) -> None:
-        """To be called at the end of the body; `Failure` if its compressed data ended early."""
+        """To be called at the end of the body; `InvalidAnswer` if its compressed data ended early."""
         if self._inflate is not None:
-            raise Failure("body cut short: its compressed data is not complete")
+            raise InvalidAnswer("body cut short: its compressed data is not complete")
 
     def _window_bits(self, first: int) -> int:
         if self._gzip:

@@ -16,17 +16,24 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
-def first_characters(head: bytes, charset: str | None, count: int) -> str:
-    """The first `count` printable characters of a body that begins with `head`.
-
-    A byte-order mark wins over `charset`; without both, or with an unknown charset, it is read as UTF-8.
-    """
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), charset or "utf-8")
+def encoding_of(content: bytes, charset: str | None) -> str:
+    """The encoding of a body: a byte-order mark wins over `charset`; without both, or with an unknown one, UTF-8."""
+    encoding = next(
+        (name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), charset or "utf-8"
+    )
     try:
         # Refuses what is a codec but no charset, such as zip.
         b"text".decode(encoding, "replace")
+    except (LookupError, ValueError):
+        return "utf-8"
+    return encoding
+
+
+def first_characters(head: bytes, charset: str | None, count: int) -> str:
+    """The first `count` printable characters of a body that begins with `head`, in its `encoding_of`."""
+    try:
         # Incremental, so that a character cut off at the end is left out.
-        text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
+        text = codecs.getincrementaldecoder(encoding_of(head, charset))("replace").decode(head)
     except (LookupError, ValueError):
         text = head.decode("utf-8", "replace")
     return printable(text)[:count].rstrip()
