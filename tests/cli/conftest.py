@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 import pytest
 from aiohttp import web
@@ -22,6 +25,7 @@ ENVIRONMENT.pop("FORCE_COLOR", None)
 ENVIRONMENT.pop("PYTHONASYNCIODEBUG", None)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @pytest.fixture(scope="session")
@@ -47,16 +51,14 @@ def unwait(python: Command) -> Command:
     return lambda *arguments, **options: python("-m", "unwait", *arguments, **options)
 
 
-class Site:
+class Server:
     """A web server in a thread, for a command to fetch from."""
 
     def __init__(self) -> None:
-        self.requests: list[str] = []
-        self.asked_to_hold = threading.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
-    def __enter__(self) -> "Site":
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(10)
         return self
@@ -66,17 +68,15 @@ class Site:
         self._thread.join(10)
         assert not self._thread.is_alive()
 
+    def routes(self) -> dict[str, Handler]:
+        raise NotImplementedError
+
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         app = web.Application()
-        routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
-            "/hold": self._hold,
-            "/missing": self._missing,
-            "/{path:.*}": self._page,
-        }
-        for path, handler in routes.items():
-            app.router.add_get(path, handler)
+        for path, handler in self.routes().items():
+            app.router.add_route("*", path, handler)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         try:
@@ -87,11 +87,24 @@ class Site:
         finally:
             await runner.cleanup()
 
+
+class Site(Server):
+    """Pages, one that is never complete, and one that is missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[str] = []
+        self.asked_to_hold = threading.Event()
+
+    def routes(self) -> dict[str, Handler]:
+        return {"/hold": self._hold, "/missing": self._missing, "/{path:.*}": self._page}
+
     async def _page(self, request: web.Request) -> web.Response:
         self.requests.append(request.path)
         return web.Response(text=f"page [bold]{request.path}[/] \x1b[2J größer")
 
     async def _hold(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request.path)
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"x" * 10_000)
@@ -100,10 +113,95 @@ class Site:
         return response
 
     async def _missing(self, request: web.Request) -> web.Response:
+        self.requests.append(request.path)
         raise web.HTTPNotFound
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request as the server saw it."""
+
+    id: str
+    method: str
+    headers: Mapping[str, str]
+    body: bytes
+    at: float
+
+
+class Api(Server):
+    """An API that remembers what it was asked.
+
+    /call/{id} answers 200 and JSON; ?statuses=503,200 are those of the first calls of the id, the last one stays.
+    /hold/{id} answers when `release` was called. `on_call` is called for each request, before it is answered.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: list[Received] = []
+        self.counts: Counter[str] = Counter()
+        self.held = threading.Semaphore(0)
+        self.on_call: Callable[[str], None] = lambda id: None
+        self._released = asyncio.Event()
+        self.answers: dict[str, web.Response] = {}
+
+    def routes(self) -> dict[str, Handler]:
+        return {"/call/{id}": self._call, "/hold/{id}": self._hold, "/answer/{id}": self._answer}
+
+    async def _see(self, request: web.Request) -> str:
+        id = request.match_info["id"]
+        body = await request.read()
+        self.received.append(Received(id, request.method, request.headers, body, time.monotonic()))
+        self.counts[id] += 1
+        self.on_call(id)
+        return id
+
+    async def _call(self, request: web.Request) -> web.Response:
+        id = await self._see(request)
+        statuses = request.query.get("statuses", "200").split(",")
+        status = int(statuses[min(self.counts[id], len(statuses)) - 1])
+        headers = {"Retry-After": "0"} if status == 429 else {}
+        return web.json_response({"id": id, "status": status}, status=status, headers=headers)
+
+    async def _hold(self, request: web.Request) -> web.Response:
+        id = await self._see(request)
+        self.held.release()
+        await self._released.wait()
+        return web.json_response({"id": id})
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        id = await self._see(request)
+        given = self.answers[id]
+        return web.Response(body=given.body, headers={**given.headers}, status=given.status)
+
+    def release(self) -> None:
+        """Let what is held be answered, from now on at once."""
+        self._loop.call_soon_threadsafe(self._released.set)
 
 
 @pytest.fixture
 def site() -> Iterator[Site]:
     with Site() as running:
         yield running
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with Api() as running:
+        yield running
+
+
+@pytest.fixture
+def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the `unwait` command and does not wait for it; whatever still runs after the test is killed."""
+    running: list[subprocess.Popen[str]] = []
+
+    def starting(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        options["env"] = {**environment, **options.get("env", {})}
+        running.append(subprocess.Popen([sys.executable, "-m", "unwait", *arguments], **options))
+        return running[-1]
+
+    yield starting
+    for process in running:
+        with process:
+            process.kill()

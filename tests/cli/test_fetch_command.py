@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 TOTALS = re.compile(
     r"(\d+) fetched, (\d+) failed, \S+ \w+ in [\d.]+ s; "
-    r"one by one [\d.]+ s \(the sum of the waits\)(?:, [\d.]+ times as long)?"
+    r"one by one [\d.]+ s \(the sum of the waits\)(?:, [\d.]+ times as long)?(?:; .*)?"
 )
 
 
@@ -41,7 +42,12 @@ def test_table_totals_and_files(unwait: Any, site: Any, tmp_path: Path) -> None:
 
 def test_failures_are_rows_and_exit_code_1(unwait: Any, site: Any) -> None:
     done = unwait(
-        "fetch", f"{site.base}/missing", "gopher://[x]", f"{site.base}/fine", "http://u:pw@127.0.0.1:1/"
+        "fetch",
+        "--retries=1",
+        f"{site.base}/missing",
+        "gopher://[x]",
+        f"{site.base}/fine",
+        "http://u:pw@127.0.0.1:1/",
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert "Traceback" not in done.stdout
@@ -53,7 +59,9 @@ def test_failures_are_rows_and_exit_code_1(unwait: Any, site: Any) -> None:
     assert refused.startswith("-")
     assert refused.endswith("cannot connect: Connection refused")
     assert "pw" not in done.stdout
-    assert TOTALS.fullmatch(done.stdout.splitlines()[-1]).groups() == ("1", "3")  # type: ignore[union-attr]
+    last = done.stdout.splitlines()[-1]
+    assert TOTALS.fullmatch(last).groups() == ("1", "3")  # type: ignore[union-attr]
+    assert "; 1 retry, " in last
 
 
 def test_json_lines(unwait: Any, site: Any, tmp_path: Path) -> None:
@@ -61,7 +69,9 @@ def test_json_lines(unwait: Any, site: Any, tmp_path: Path) -> None:
     assert done.returncode == 1
     facts = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda fact: fact["url"])
     good, bad = facts
-    assert list(good) == ["url", "ok", "status", "error", "size", "elapsed", "path", "begins"]
+    keys = ["url", "ok", "status", "error", "size", "elapsed", "waited", "attempts", "path", "begins"]
+    assert list(good) == keys
+    assert good["attempts"] == bad["attempts"] == 1
     assert (good["url"], good["ok"], good["status"], good["error"]) == (f"{site.base}/a", True, 200, None)
     assert Path(good["path"]).stat().st_size == good["size"]
     assert 0 < good["elapsed"] < 60
@@ -123,33 +133,32 @@ def test_size_limit_option(unwait: Any, site: Any) -> None:
 
 
 def test_timeout_option(unwait: Any, site: Any) -> None:
-    done = unwait("fetch", "--timeout", "0.3", f"{site.base}/hold", f"{site.base}/x")
+    done = unwait("fetch", "--retries=0", "--timeout", "0.3", f"{site.base}/hold", f"{site.base}/x")
     assert done.returncode == 1
     assert "timed out after 0.3 s with 10000 bytes of the body read" in done.stdout
     assert TOTALS.search(done.stdout).groups() == ("1", "1")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_interrupt_shows_and_keeps_what_was_done(
-    site: Any, environment: dict[str, str], tmp_path: Path, options: list[str]
+def test_two_interrupts_show_and_keep_what_was_done(
+    start: Any, site: Any, tmp_path: Path, options: list[str]
 ) -> None:
-    command = [sys.executable, "-m", "unwait", "fetch", "-o", str(tmp_path), *options]
-    with subprocess.Popen(
-        [*command, "--limit", "1", f"{site.base}/done", f"{site.base}/hold", f"{site.base}/later"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        assert site.asked_to_hold.wait(30)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+    process = start(
+        *("fetch", "-o", str(tmp_path), *options, "--limit", "1"),
+        *(f"{site.base}/done", f"{site.base}/hold", f"{site.base}/later"),
+    )
+    assert site.asked_to_hold.wait(30)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline().startswith("interrupted: finishing 1 running item")
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert f"{site.base}/done" in output
     assert "/hold" not in output
     assert "interrupted, 2 of 3 not done; 1 fetched, 0 failed" in (errors if options else output)
     assert [path.name.rpartition("_")[2] for path in tmp_path.iterdir()] == ["done.txt"]
+    assert "/later" not in site.requests
 
 
 def test_a_reader_that_leaves_is_no_traceback(site: Any, environment: dict[str, str]) -> None:
@@ -174,10 +183,94 @@ def test_output_that_cannot_show_the_text(unwait: Any, site: Any) -> None:
     assert r"gr\xf6\xdfer" in done.stdout
 
 
+def test_resume_fetches_only_what_is_missing(unwait: Any, api: Any, tmp_path: Path) -> None:
+    journal, rows, pages = tmp_path / "run.db", tmp_path / "rows.jsonl", tmp_path / "pages"
+    base = api.base.replace("//", "//user:pa55word@")
+    urls = [f"{base}/call/{name}" for name in ("a", "b?statuses=503,200", "c?statuses=404", "d")]
+    command = [
+        "fetch",
+        *urls,
+        "-o",
+        str(pages),
+        "--journal",
+        str(journal),
+        "--jsonl",
+        str(rows),
+        "--retries=0",
+    ]
+
+    def facts() -> list[tuple[Any, ...]]:
+        lines = [json.loads(line) for line in rows.read_text().splitlines()]
+        return sorted((line["url"], line["status"], line["path"]) for line in lines)
+
+    first = unwait(*command)
+    assert first.returncode == 1
+    assert TOTALS.search(first.stdout).groups() == ("2", "2")  # type: ignore[union-attr]
+    refused = unwait(*command)
+    assert refused.returncode == 2
+    assert "go on with --resume" in refused.stderr
+    again = unwait(*command, "--resume")
+    assert again.returncode == 1
+    assert api.counts == {"a": 1, "b": 2, "c": 1, "d": 1}
+    assert TOTALS.search(again.stdout).groups() == ("3", "1")  # type: ignore[union-attr]
+    assert again.stdout.splitlines()[-1].endswith("; 3 from the journal")
+    assert [status for _, status, _ in facts()] == [200, 200, 404, 200]
+    (page,) = pages.glob("*_d.json")
+    page.unlink()
+    assert unwait(*command, "--resume").returncode == 1
+    assert api.counts == {"a": 1, "b": 2, "c": 1, "d": 2}
+    assert page.exists()
+    for path in (journal, rows):
+        assert b"pa55word" not in path.read_bytes()
+    before = rows.read_bytes()
+    other = unwait("fetch", urls[0], "--journal", str(rows), "--jsonl", str(tmp_path / "x.jsonl"), "--resume")
+    assert other.returncode == 2
+    assert "is no journal" in other.stderr
+    assert rows.read_bytes() == before
+    wrong = unwait("fetch", urls[0], "--journal", str(pages), "--jsonl", str(rows), "--resume")
+    assert wrong.returncode == 2
+    assert rows.read_bytes() == before, "nothing is taken away for a run that cannot begin"
+    no_journal = unwait("fetch", *urls, "--resume")
+    assert no_journal.returncode == 2
+    assert "--resume" in no_journal.stderr
+
+
+def test_a_killed_run_is_resumed(start: Any, unwait: Any, api: Any, tmp_path: Path) -> None:
+    journal, pages = tmp_path / "run.db", tmp_path / "pages"
+    urls = [f"{api.base}/{'hold' if number == 5 else 'call'}/{number}" for number in range(8)]
+    command = ["fetch", *urls, "-o", str(pages), "--journal", str(journal), "--limit=1", "--json"]
+    process = start(*command)
+    assert api.held.acquire(timeout=30)
+    for _ in range(5):
+        assert json.loads(process.stdout.readline())["ok"]
+    process.kill()
+    process.communicate()
+    api.release()
+    done = unwait(*command, "--resume")
+    assert done.returncode == 0
+    assert sorted(json.loads(line)["url"] for line in done.stdout.splitlines()) == sorted(urls)
+    assert api.counts == {str(number): 2 if number == 5 else 1 for number in range(8)}
+    assert len(list(pages.iterdir())) == 8
+
+
+def test_rates_headers_and_a_cache(unwait: Any, api: Any, tmp_path: Path) -> None:
+    kept = web.Response(body=b"kept", headers={"Cache-Control": "max-age=1000, public"})
+    api.answers.update({str(number): kept for number in range(5)})
+    urls = [f"{api.base}/answer/{number}" for number in range(5)]
+    options = ["--rate=20/s", "--per-host=1", "--limit=auto", f"--cache={tmp_path / 'cache'}"]
+    done = unwait("fetch", *urls, *options, "--header", "X-Token: $TOKEN", env={"TOKEN": "abc"})
+    assert done.returncode == 0
+    assert [call.headers["X-Token"] for call in api.received] == ["abc"] * 5
+    times = [call.at for call in api.received]
+    assert times[-1] - times[0] > 0.1
+    assert unwait("fetch", *urls, *options).returncode == 0
+    assert len(api.received) == 5, "the second time they came from the cache"
+
+
 def test_progress_on_a_terminal_only(site: Any, environment: dict[str, str]) -> None:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "unwait", "fetch", f"{site.base}/x", f"{site.base}/missing"],
+        [sys.executable, "-m", "unwait", "fetch", "--progress", f"{site.base}/x", f"{site.base}/missing"],
         stdout=subprocess.PIPE,
         stderr=theirs,
         env={**environment, "TERM": "xterm"},
@@ -194,7 +287,7 @@ def test_progress_on_a_terminal_only(site: Any, environment: dict[str, str]) -> 
             seen += chunk
         output = process.stdout.read() if process.stdout else b""
     os.close(ours)
-    assert b"2/2" in seen
+    assert b"1/2 done" in seen
     assert b"1 failed" in seen
     assert b"http://" not in seen
     assert b"404" in output

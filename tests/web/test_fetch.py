@@ -24,7 +24,7 @@ Run = Callable[..., Any]
 
 
 async def fetch_all(urls: Iterable[str], **options: Any) -> list[Fetched]:
-    async with aclosing(fetch_as_completed(urls, **options)) as fetching:
+    async with aclosing(fetch_as_completed(urls, **{"retry": 0, **options})) as fetching:
         results = [result async for result in fetching]
     return sorted(results, key=lambda result: result.index)
 
@@ -136,7 +136,7 @@ async def _stalls(request: web.Request) -> web.StreamResponse:
 CAUSES: dict[str, tuple[Callable[[web.Request], Awaitable[web.StreamResponse]], str]] = {
     "/404": (_not_found, "HTTP 404 Not Found"),
     "/503": (_unauthorised_gzip, "HTTP 503 Service Unavailable"),
-    "/loop": (_to_itself, "too many redirects"),
+    "/loop": (_to_itself, "more than 10 redirects"),
     "/file": (_to_a_file, "redirected to an address that is not http or https"),
     "/endless": (_endless, "body is larger than 1000000 bytes"),
     "/bomb": (_bomb, "body is larger than 1000000 bytes"),
@@ -404,7 +404,7 @@ def test_urls_are_pulled_lazily_and_stopping_early_stops_all(run: Run, serve: Se
             async with aclosing(fetch_as_completed(endless(base), limit=4, directory=tmp_path)) as fetching:
                 for _ in range(10):
                     assert (await anext(fetching)).error is None
-            ours = [task for task in asyncio.all_tasks() if "_Fetch" in repr(task.get_coro())]
+            ours = [task for task in asyncio.all_tasks() if "Engine" in repr(task.get_coro())]
             assert ours == []
             assert mine is not None
 
@@ -434,7 +434,7 @@ def test_cancelling_leaves_no_task_and_no_part_file(run: Run, serve: Serve, tmp_
             fetching.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await fetching
-            assert not [task for task in asyncio.all_tasks() if "_Fetch" in repr(task.get_coro())]
+            assert not [task for task in asyncio.all_tasks() if "Engine" in repr(task.get_coro())]
 
     run(main())
     assert list(tmp_path.iterdir()) == []
@@ -459,21 +459,21 @@ def test_a_body_that_cannot_be_saved_fails_alone(run: Run, serve: Serve, tmp_pat
             host = base.removeprefix("http://").replace(":", "_")
             (tmp_path / f"{host}_taken.html").mkdir()
             (tmp_path / "outside").write_text("mine")
-            (tmp_path / f".{host}_link.html.part").symlink_to(tmp_path / "outside")
+            (tmp_path / f"{host}_link.html").symlink_to(tmp_path / "outside")
             return await fetch_all(
                 [f"{base}/{n}.html" for n in ("taken", "link", "fine")], directory=tmp_path
             )
 
     taken, link, fine = run(main())
     assert taken.error == "cannot save the body: Is a directory"
-    assert link.error == "cannot save the body: Too many levels of symbolic links"
+    assert link.error is None  # it took the link's place, and did not go where that led
     assert (tmp_path / "outside").read_text() == "mine"
     assert fine.error is None
 
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"timeout": 0}, {"timeout": float("nan")}, {"max_bytes": 0}])
 def test_wrong_options(run: Run, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match=r"positive|at least 1"):
         run(fetch_all([], **wrong))
 
 

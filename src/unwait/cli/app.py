@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import unwait
+from unwait.cli import journal
 from unwait.cli.fetch import EPILOG, fetch
 from unwait.cli.run import SUMMARY
 from unwait.cli.run import run as run_program
@@ -19,6 +20,8 @@ Examples:
   unwait run -m package.module           as python -m
   unwait fetch https://a.example https://b.example
   unwait fetch --from urls.txt -o pages  many URLs at once, each body to a file
+  unwait fetch --requests calls.jsonl -o results.jsonl
+  unwait journal show results.jsonl.journal
 
 unwait COMMAND --help tells the rest.
 """
@@ -62,3 +65,4 @@ def run(arguments: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT [A
 
 
 app.command("fetch", epilog=EPILOG)(fetch)
+app.add_typer(journal.app, name="journal")

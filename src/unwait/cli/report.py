@@ -1,18 +1,18 @@
-"""What `unwait fetch` shows: progress while it runs, a table and totals at its end."""
+"""What `unwait fetch` shows at its end: a table, and totals."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from types import TracebackType
 
-import rich.progress
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from unwait.web.bulk import Totals
 from unwait.web.fetch import Fetched
 from unwait.web.text import printable
+
+_CAUSES = 5  # shown
 
 
 def size_text(size: float) -> str:
@@ -22,37 +22,6 @@ def size_text(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
-
-
-class Progress:
-    """A bar on stderr with what is done and failed; nothing if `quiet` or stderr is not a terminal."""
-
-    def __init__(self, total: int, *, quiet: bool = False) -> None:
-        self._failed = 0
-        self._bar = rich.progress.Progress(
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=quiet or not sys.stderr.isatty(),
-        )
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._bar.stop()
-
-    def add(self, result: Fetched) -> None:
-        """Count one more result."""
-        self._failed += result.error is not None
-        self._bar.update(
-            self._task, advance=1, description=f"[red]{self._failed} failed" if self._failed else ""
-        )
 
 
 def print_table(results: Sequence[Fetched]) -> None:
@@ -82,16 +51,41 @@ def print_table(results: Sequence[Fetched]) -> None:
         console.print(row, soft_wrap=True)
 
 
-def totals(results: Sequence[Fetched], took: float) -> str:
-    """The line under the table; `took` is the wall time in seconds.
+def totals(results: Sequence[Fetched], took: float, refused: int) -> str:
+    """The line under the table; `took` is the wall time in seconds, `refused` counts the 429s that were retried.
 
     What a one-by-one run would have taken is the sum of the times of all URLs, failed ones too.
     """
     failed = sum(result.error is not None for result in results)
     size = size_text(sum(result.size for result in results))
-    waits = sum(result.elapsed for result in results)
+    fetched = [result for result in results if not result.resumed]
+    waits = sum(result.elapsed - result.waited for result in fetched)
     speed_up = f", {waits / took:.1f} times as long" if waits > took else ""
+    more = _more(
+        len(results) - len(fetched),
+        sum(max(0, result.attempts - 1) for result in fetched),
+        refused + sum(result.status == 429 for result in fetched),
+        sum(result.waited for result in fetched),
+    )
     return (
         f"{len(results) - failed} fetched, {failed} failed, {size} in {took:.2f} s; "
-        f"one by one {waits:.2f} s (the sum of the waits){speed_up}"
+        f"one by one {waits:.2f} s (the sum of the waits){speed_up}{more}"
     )
+
+
+def request_totals(totals: Totals, refused: int, took: float) -> str:
+    """The lines at the end of a job of requests; the parameters are those of `totals`."""
+    report = totals.report
+    malformed = f", {totals.malformed} lines no requests" if totals.malformed else ""
+    more = _more(report.resumed, report.retried, refused + totals.too_many, report.limited)
+    lines = [f"{report.done} done, {report.failed} failed{malformed} in {took:.2f} s{more}"]
+    lines += [f"{count:6} times {cause}" for cause, count in totals.causes.most_common(_CAUSES)]
+    return "\n".join(lines)
+
+
+def _more(resumed: int, retries: int, refused: int, waited: float) -> str:
+    parts = [f"{resumed} from the journal"] if resumed else []
+    parts += [f"{retries} {'retry' if retries == 1 else 'retries'}"] if retries else []
+    parts += [f"{refused} answered 429"] if refused else []
+    parts += [f"{waited:.2f} s in limits and back-off"] if waited >= 0.01 else []
+    return f"; {', '.join(parts)}" if parts else ""

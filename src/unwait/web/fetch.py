@@ -1,38 +1,137 @@
-"""Many URLs at once: each gives a typed result as soon as it is done, whatever happens to the rest."""
+"""Many URLs at once: their responses in order, or a row for each as soon as it is done."""
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
-import time
-from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from mimetypes import guess_extension
 from pathlib import Path
-from types import TracebackType
+from typing import Any, Literal, Unpack
 
-import aiohttp
-from yarl import URL
+from multidict import CIMultiDict, CIMultiDictProxy
 
-from unwait.version import __version__
-from unwait.web.causes import Failure, cause, status_cause
-from unwait.web.encoding import ACCEPTED, Decoder
-from unwait.web.text import first_characters
-from unwait.web.urls import FileNames, InvalidURL, parse, redact
+from unwait.flow.fanout import OnError, Run, Stream, collect
+from unwait.flow.journal import Journal
+from unwait.flow.outcome import Outcome, Results
+from unwait.flow.stats import Report
+from unwait.web.causes import cause, status_cause
+from unwait.web.client import Client
+from unwait.web.errors import ClientError, InvalidURL, StatusError
+from unwait.web.many import ClientOptions, Keys, calling, count_refusal, opened, tasks
+from unwait.web.response import Response
+from unwait.web.text import first_characters, printable
+from unwait.web.urls import FileNames, is_secret, parse, redact
 
-_CHUNK = 1 << 16  # bytes read from a body at once
 _HEAD = 4096  # bytes kept of each body, for its first characters
+
+
+async def fetch(
+    urls: Iterable[str] | AsyncIterable[str],
+    *,
+    limit: int | Literal["auto"] = 100,
+    cost: Callable[[str], float] | None = None,
+    errors: OnError = "raise",
+    journal: str | os.PathLike[str] | None = None,
+    progress: bool | Callable[[Report], None] | None = None,
+    grace: float = 10.0,
+    client: Client | None = None,
+    **options: Unpack[ClientOptions],
+) -> Results[Response]:
+    """GET each of `urls`, many at once; the responses in the order of the URLs.
+
+    At most `limit` requests are under way at the same time, of these `per_host` to one host if that is given; with
+    `limit="auto"`, as many as the servers bear. `rate="50/s"` bounds the attempts, `tokens="90000/min"` the sum of
+    `cost(url)`. These and `retry`, `timeout`, `max_bytes`, `headers`, `cache` and what else `ClientOptions` names are
+    for a `Client` that is opened for this; or give an open one as `client`, with its own.
+
+    An answer is a response whatever its status, but for what another try may change: 408, 425, 429 and 5xx, after
+    the last retry, are failures like a lost connection, with the response in their error (`StatusError`). `errors`
+    says what becomes of failures: `"raise"` cancels the rest and raises MapError, which has the outcomes so far;
+    `"return"` puts the error in the place of the response; `"skip"` leaves it out.
+
+    With `journal`, a file, each response is saved, without headers that carry secrets, and a second run fetches only
+    what is missing or failed. `progress` and `grace` are those of `map`. Memory holds all responses.
+
+    Raises ValueError and TypeError for parameters that make no sense, JournalError for a journal of something else.
+    """
+    if errors not in ("raise", "return", "skip"):
+        raise ValueError(f'errors must be "raise", "return" or "skip", not {errors!r}')
+    if options.get("tokens") is not None and cost is None:
+        raise ValueError("tokens= needs cost=, a function that tells how many tokens a URL takes")
+
+    async with opened(client, limit, options) as client:
+
+        def send(outcome: Outcome[str, Response]) -> Awaitable[Response]:
+            url = _checked(outcome.item)
+            return client.request("GET", url, cost=0 if cost is None else cost(url))
+
+        run = Run(
+            fetch,
+            urls,
+            limit=tasks(limit),
+            journal=None if journal is None else Journal(journal, codec=ResponseCodec()),
+            key=None if journal is None else Keys(),
+            progress=progress,
+            grace=grace,
+            caller=calling(client, limit, send, lambda outcome, response: response),
+        )
+        return await collect(run, errors)
+
+
+def _checked(url: object) -> str:
+    if not isinstance(url, str):
+        raise InvalidURL(f"a URL is a str, not {type(url).__name__}")
+    return url
+
+
+class ResponseCodec:
+    """Responses in a journal: a line of JSON, then the body as it is. Headers that carry secrets are left out."""
+
+    name = "response"
+
+    def encode(self, value: Response) -> bytes:
+        head = {
+            "status": value.status,
+            "reason": value.reason,
+            "method": value.method,
+            "url": value.url,
+            "headers": [pair for pair in value.headers.items() if not is_secret(pair[0])],
+            "size": value.size,
+            "path": None if value.path is None else str(value.path),
+            "attempts": value.attempts,
+            "waited": value.waited,
+            "elapsed": value.elapsed,
+            "from_cache": value.from_cache,
+            "deduplicated": value.deduplicated,
+        }
+        return json.dumps(head, separators=(",", ":")).encode() + b"\n" + value.content
+
+    def decode(self, data: bytes) -> Response:
+        end = data.index(b"\n")
+        head = json.loads(data[:end])
+        path = head.pop("path")
+        headers: CIMultiDict[str] = CIMultiDict(head.pop("headers"))
+        return Response(
+            **head,
+            headers=CIMultiDictProxy(headers),
+            path=None if path is None else Path(path),
+            content=data[end + 1 :],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
     """What became of one URL.
 
-    `index` is its place among the URLs given, from 0; `url` the URL with its credentials replaced by `***`;
-    `status` the HTTP status of the last answer, if there was one; `error` the cause of a failure, None if
-    fetched; `size` the bytes of the body that were read, decoded; `elapsed` the seconds from start to end;
-    `begins` the first characters of the body, printable; `path` the file with the body, None if not saved.
+    `index` is its place among the URLs given, from 0; `url` the URL with its secrets replaced by `***`; `status` the
+    HTTP status of the last answer, if there was a complete one; `error` the cause of a failure, None if fetched;
+    `size` the bytes of the body that were read, decoded; `elapsed` the seconds from start to end, of which `waited`
+    went by in limits and between attempts; `attempts` how often it was asked for; `begins` the first characters of
+    the body, printable; `path` the file with the body, None if not saved; `resumed` whether all this comes from
+    the journal, and nothing was fetched.
     """
 
     index: int
@@ -41,212 +140,159 @@ class Fetched:
     error: str | None
     size: int
     elapsed: float
+    waited: float
+    attempts: int
     begins: str
     path: Path | None
+    resumed: bool = False
 
 
 async def fetch_as_completed(
-    urls: Iterable[str],
+    urls: Iterable[str] | AsyncIterable[str],
     *,
-    limit: int = 100,
-    timeout: float = 60.0,
-    max_bytes: int = 50 << 20,
-    max_redirects: int = 10,
+    limit: int | Literal["auto"] = 100,
     directory: Path | None = None,
     characters: int = 60,
+    journal: str | os.PathLike[str] | None = None,
+    progress: bool | Callable[[Report], None] | None = False,
+    grace: float = 10.0,
+    client: Client | None = None,
+    **options: Unpack[ClientOptions],
 ) -> AsyncGenerator[Fetched, None]:
-    """GET each URL and yield its result as soon as it is there.
+    """GET each URL and yield what became of it as soon as that is known.
 
     At most `limit` tasks exist at any time and `urls` is pulled as they end, so that memory is bound by
     `limit` (and, with `directory`, by the file names given). A consumer that is slow slows the fetching;
     close the generator (`contextlib.aclosing`) to cancel what is left.
 
-    `timeout` is in seconds and for one URL in all, redirects and body included; `max_bytes` bounds each
-    decoded body; `directory` must exist, and the body of each 2xx answer becomes a file there, visible only
-    when complete; `characters` is how much of each body the result shows.
+    `directory` must exist, and the body of each 2xx answer becomes a file there, visible only when complete;
+    `characters` is how much of each body the result shows. The rest are the parameters of `fetch`.
 
-    What goes wrong with one URL is its result's `error`, and so is an answer that is not 2xx. Raises
-    ValueError for a limit, timeout or max_bytes that is not positive.
+    What goes wrong with one URL is its result's `error`, and so is an answer that is not 2xx. With `journal`, a
+    second run fetches again what had no answer, or one that another try may change, and what is not (or no more)
+    in `directory`.
+
+    Raises ValueError for bounds that are not positive, JournalError for a journal of something else.
     """
-    if limit < 1 or not timeout > 0 or max_bytes < 1:
-        raise ValueError("limit, timeout and max_bytes must be positive")
-    jobs = enumerate(urls)
+    names = None if directory is None else _names(directory, journal)
+
+    async with opened(client, limit, options) as client:
+
+        def send(outcome: Outcome[str, Fetched]) -> Awaitable[Response]:
+            url = _checked(outcome.item)
+            if directory is None or names is None:
+                return client.request("GET", url, keep=_HEAD)
+            # Named before the first wait, so that names follow the order of the URLs and not that of the answers.
+            stem, extension = names(parse(url))
+            return client.request("GET", url, save_to=partial(_file, directory, stem, extension), keep=_HEAD)
+
+        def row(outcome: Outcome[str, Fetched], response: Response) -> Fetched:
+            return _of_response(outcome.item, response, characters)
+
+        run = Run(
+            fetch,
+            urls,
+            limit=tasks(limit),
+            journal=None
+            if journal is None
+            else Journal(journal, codec=_RowCodec(), valid=partial(_is_there, directory)),
+            key=None if journal is None else Keys(),
+            progress=progress,
+            grace=grace,
+            caller=calling(client, limit, send, row),
+        )
+        stream: Stream[str, Fetched] = Stream(run, tasks(limit))
+        async with stream:
+            async for outcome in stream:
+                if outcome.value is None:
+                    yield _of_error(outcome, characters)
+                else:
+                    if outcome.value.error is not None:
+                        count_refusal(stream.report, outcome.value.status)
+                    yield replace(
+                        outcome.value, index=outcome.index, elapsed=outcome.elapsed, resumed=outcome.resumed
+                    )
+
+
+def _names(directory: Path, journal: str | os.PathLike[str] | None) -> FileNames:
+    """Names for files, none of which is that of a file that an earlier run made and that is not made again."""
     names = FileNames()
-    running: set[asyncio.Task[Fetched]] = set()
-    finished: asyncio.Queue[asyncio.Task[Fetched]] = asyncio.Queue()
+    if journal is not None and os.path.exists(journal) and os.path.getsize(journal):
+        from unwait.flow.journal_reader import JournalReader
 
-    def start(count: int) -> None:
-        for index, url in islice(jobs, count):
-            fetch = _Fetch(index, url, timeout, max_bytes, max_redirects, directory, characters)
-            task = asyncio.create_task(fetch.result(session, names))
-            running.add(task)
-            task.add_done_callback(finished.put_nowait)
-
-    async with _session() as session:
-        try:
-            start(limit)
-            while running:
-                task = await finished.get()
-                running.remove(task)
-                start(1)
-                yield task.result()
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        with JournalReader(journal) as reader:
+            for item in reader.items():
+                row = _RowCodec().decode(item.data) if item.data else None
+                if row is not None and row.path is not None and _is_there(directory, row):
+                    names.reserve(row.path.name)
+                    names.reserve(row.path.stem)
+    return names
 
 
-def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        # The number of tasks bounds the connections; a queue here would count its wait as the server's.
-        connector=aiohttp.TCPConnector(limit=0),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": f"unwait/{__version__}", "Accept-Encoding": ACCEPTED},
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-        auto_decompress=False,
+def _file(directory: Path, stem: str, extension: str, response: Response) -> Path:
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return directory / (stem + (extension or guess_extension(kind) or ""))
+
+
+def _is_there(directory: Path | None, row: Fetched) -> bool:
+    """Whether the body of a row from the journal is where it is wanted, if it is."""
+    if directory is None or row.error is not None:
+        return True
+    try:
+        return row.path is not None and row.path.parent == directory and row.path.stat().st_size == row.size
+    except OSError:
+        return False
+
+
+def _of_response(url: str, response: Response, characters: int) -> Fetched:
+    good = 200 <= response.status < 300
+    return Fetched(
+        index=0,
+        url=redact(url),
+        status=response.status,
+        error=None if good else status_cause(response.status, response.reason),
+        size=response.size,
+        elapsed=response.elapsed,
+        waited=response.waited,
+        attempts=response.attempts,
+        begins=first_characters(response.content[:_HEAD], response.charset, characters),
+        path=response.path,
     )
 
 
-@dataclass(slots=True)
-class _Fetch:
-    """One URL on its way: the request, and what is known of the answer so far."""
-
-    index: int
-    url: str
-    timeout: float
-    max_bytes: int
-    max_redirects: int
-    directory: Path | None
-    characters: int
-    status: int | None = None
-    size: int = 0
-    head: bytearray = field(default_factory=bytearray)
-    charset: str | None = None
-    path: Path | None = None
-
-    async def result(self, session: aiohttp.ClientSession, names: FileNames) -> Fetched:
-        """The result, whatever happens; raises nothing but a cancellation."""
-        started = time.perf_counter()
-        error: str | None = None
-        scope = asyncio.timeout(self.timeout)
-        try:
-            url = parse(self.url)
-            async with scope:
-                await self._get(session, url, names)
-        except InvalidURL as invalid:
-            error = str(invalid)
-        except Exception as failed:
-            error = self._timed_out() if scope.expired() else cause(failed)
-        return Fetched(
-            index=self.index,
-            url=redact(self.url),
-            status=self.status,
-            error=error,
-            size=self.size,
-            elapsed=time.perf_counter() - started,
-            begins=first_characters(bytes(self.head), self.charset, self.characters),
-            path=self.path,
+def _of_error(outcome: Outcome[str, Fetched], characters: int) -> Fetched:
+    error = outcome.error
+    url = outcome.item if isinstance(outcome.item, str) else repr(outcome.item)
+    if isinstance(error, StatusError) and error.response is not None:
+        return replace(
+            _of_response(url, error.response, characters), index=outcome.index, elapsed=outcome.elapsed
         )
-
-    def _timed_out(self) -> str:
-        read = "without an answer" if self.status is None else f"with {self.size} bytes of the body read"
-        return f"timed out after {self.timeout:g} s {read}"
-
-    async def _get(self, session: aiohttp.ClientSession, url: URL, names: FileNames) -> None:
-        # Taken before the first wait, so that names follow the order of the URLs and not that of the answers.
-        name = names(url) if self.directory else None
-        async with session.get(url, max_redirects=self.max_redirects) as response:
-            self.status = response.status
-            self.charset = response.charset
-            try:
-                if response.ok and 200 <= response.status < 300:
-                    await self._save(response, name)
-                else:
-                    await self._read_error(response)
-            except BaseException:
-                # The rest of the body is not wanted: closing spares the wait for it.
-                response.close()
-                raise
-
-    async def _save(self, response: aiohttp.ClientResponse, name: tuple[str, str] | None) -> None:
-        if self.directory is None or name is None:
-            await self._read(response, None)
-            return
-        stem, extension = name
-        path = self.directory / (stem + (extension or guess_extension(response.content_type) or ""))
-        with _PartFile(path) as part:
-            await self._read(response, part)
-        self.path = path
-
-    async def _read_error(self, response: aiohttp.ClientResponse) -> None:
-        try:
-            await self._read(response, None)
-        except (Failure, aiohttp.ClientError):
-            # Whatever its body holds, the status is the cause.
-            response.close()
-        raise Failure(status_cause(response.status, response.reason))
-
-    async def _read(self, response: aiohttp.ClientResponse, part: _PartFile | None) -> None:
-        too_large = Failure(f"body is larger than {self.max_bytes} bytes")
-        if (response.content_length or 0) > self.max_bytes:
-            raise too_large
-        decoder = Decoder(response.headers.get("Content-Encoding", ""))
-        try:
-            async for chunk in response.content.iter_chunked(_CHUNK):
-                for piece in decoder.feed(chunk):
-                    self.size += len(piece)
-                    if self.size > self.max_bytes:
-                        raise too_large
-                    if len(self.head) < _HEAD:
-                        self.head += piece[:_HEAD]
-                    if part is not None:
-                        part.write(piece)
-                    if len(piece) > _CHUNK:
-                        # Inflating is work: the other fetches get their turn between two pieces.
-                        await asyncio.sleep(0)
-        except aiohttp.ClientPayloadError:
-            expected = response.content_length
-            whole = "" if expected is None or "Content-Encoding" in response.headers else f" of {expected}"
-            raise Failure(f"body cut short after {self.size}{whole} bytes") from None
-        decoder.finish()
+    known = isinstance(error, ClientError | OSError)
+    return Fetched(
+        index=outcome.index,
+        url=redact(url),
+        status=None,
+        error=cause(error) if known and isinstance(error, Exception) else printable(str(error)),
+        size=0,
+        elapsed=outcome.elapsed,
+        waited=outcome.waited,
+        attempts=outcome.attempts,
+        begins="",
+        path=None,
+    )
 
 
-class _PartFile:
-    """A file that gets its name when it is complete; until then it is hidden, and removed if it never is."""
+class _RowCodec:
+    """Rows in a journal, as JSON that `unwait journal export` can show."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._part = path.with_name(f".{path.name}.part")
+    name = "json"
 
-    def __enter__(self) -> _PartFile:
-        # A link that lies in the way must not lead out of the directory.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            self._file = open(os.open(self._part, flags, 0o666), "wb", buffering=0)
-        except OSError as error:
-            raise _not_saved(error) from None
-        return self
+    def encode(self, value: Fetched) -> bytes:
+        row = asdict(value)
+        row["path"] = None if value.path is None else str(value.path)
+        return json.dumps(row, separators=(",", ":")).encode()
 
-    def write(self, piece: bytes) -> None:
-        # Straight to the page cache: a thread for each piece would cost more than it spares.
-        view = memoryview(piece)
-        try:
-            while view:
-                view = view[self._file.write(view) :]
-        except OSError as error:
-            raise _not_saved(error) from None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        try:
-            self._file.close()
-            if kind is None:
-                os.replace(self._part, self._path)
-                return
-        except OSError as error:
-            self._part.unlink(missing_ok=True)
-            raise _not_saved(error) from None
-        self._part.unlink(missing_ok=True)
-
-
-def _not_saved(error: OSError) -> Failure:
-    return Failure(f"cannot save the body: {error.strerror}")
+    def decode(self, data: bytes) -> Fetched:
+        row: Mapping[str, Any] = json.loads(data)
+        path = row["path"]
+        return Fetched(**{**row, "path": None if path is None else Path(path)})
