@@ -555,3 +555,16 @@ class TestLoops:
                 first += 1
             assert last - first + 1 <= 1000
         assert len(times) > 0.8 * 1200
+
+
+async def test_a_cancellation_is_no_overload(loop):
+    asked = []
+
+    def overload(error):
+        asked.append(error)
+        return error.status == 429
+
+    limits = Limits(concurrency="auto", overload=overload)
+    with pytest.raises(asyncio.CancelledError), await limits.acquire():
+        raise asyncio.CancelledError
+    assert asked == []

@@ -10,6 +10,7 @@ import pytest
 
 from unwait.flow.calls import CallCancelled
 from unwait.flow.fanout import map, stream
+from unwait.flow.faults import Overloaded
 from unwait.flow.limits import Limits
 from unwait.flow.outcome import MapError
 from unwait.flow.retry import Retry
@@ -504,3 +505,48 @@ async def test_a_run_that_cannot_begin_leaves_nothing_open(loop, tmp_path):
         with pytest.raises(TypeError):
             await begin()
     assert await map(double, [1], journal=path) == [2]
+
+
+def test_an_automatic_limit_follows_what_the_other_side_bears(virtual):
+    running = refused = 0
+    bears = 40
+
+    async def serve(n):
+        nonlocal running, refused
+        running += 1
+        try:
+            await asyncio.sleep(0.1)
+            if running > bears:
+                refused += 1
+                raise Overloaded
+            return n
+        finally:
+            running -= 1
+
+    async def main():
+        nonlocal bears
+        seen = {}
+        async with stream(serve, range(6000), limit="auto", retry=Retry(50, base=0.05)) as outcomes:
+            async for outcome in outcomes:
+                assert outcome.ok
+                seen[len(seen)] = outcomes.report.in_force
+                if len(seen) == 3000:
+                    bears = 15
+        assert seen[0] < 25
+        assert all(30 <= seen[n] <= 45 for n in range(2000, 3000))
+        assert all(10 <= seen[n] <= 20 for n in range(4000, 6000))
+        assert refused < 300
+
+    virtual(main())
+
+
+@pytest.mark.parametrize("limit", [1, 50])
+def test_a_rate_is_kept_and_used_with_any_limit(virtual, limit):
+    times = []
+
+    async def call(n):
+        times.append(asyncio.get_running_loop().time())
+
+    virtual(map(call, range(100), limit=limit, rate="10/s"))
+    assert max(sum(first <= each < first + 1 for each in times) for first in times) <= 10
+    assert times[-1] - times[0] <= 10.1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from types import CoroutineType
+from contextlib import suppress
+from types import CoroutineType, FrameType
 from typing import Any, Generic, TypeVar
 
 from unwait.flow.limits import Limits, Permit, acquire_all, try_acquire_all
 from unwait.flow.outcome import Outcome
-from unwait.flow.retry import Retry
+from unwait.flow.retry import Retry, cancellations_asked, is_cancelled_as
 from unwait.flow.stats import Report
 
 T = TypeVar("T")
@@ -84,9 +85,7 @@ class Caller(Generic[T, R]):
     async def _attempts(self, outcome: Outcome[T, R], scope: asyncio.Timeout | None) -> None:
         clock = asyncio.get_running_loop().time
         report, retry = self._report, self._retry
-        task = asyncio.current_task()
-        assert task is not None
-        cancellations = task.cancelling()
+        cancellations = cancellations_asked()
         started = clock()
         try:
             cost = self._cost(outcome.item) if callable(self._cost) else self._cost
@@ -122,7 +121,7 @@ class Caller(Generic[T, R]):
             except Interrupted:
                 raise
             except asyncio.CancelledError as cancelled:
-                if task.cancelling():
+                if cancellations_asked():
                     raise
                 failed = CallCancelled("the call was cancelled from inside")
                 failed.__cause__ = trimmed(cancelled)
@@ -136,11 +135,8 @@ class Caller(Generic[T, R]):
                 if retry is not None:
                     retry.succeeded()
                 return
-            # What a call made of its cancellation is not retried. A TimeoutError may be that of a library which cancels
-            # the task for it and does not take that back.
-            cancelled_meanwhile = task.cancelling() > cancellations and not isinstance(failed, TimeoutError)
-            expired = scope is not None and scope.expired()
-            if retry is None or cancelled_meanwhile or expired or isinstance(failed, NotAwaitable):
+            over = is_cancelled_as(failed, cancellations) or (scope is not None and scope.expired())
+            if retry is None or over or isinstance(failed, NotAwaitable):
                 outcome.error = failed
                 return
             try:
@@ -203,10 +199,27 @@ def trimmed(error: E) -> E:
     They are of no use to who reads it, and who keeps an error would keep what they refer to: the whole run.
     """
     traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+    while traceback is not None and _is_ours(traceback.tb_frame):
         traceback = traceback.tb_next
     error.__traceback__ = traceback
     return error
+
+
+def empty_frames(error: BaseException) -> None:
+    """Empty the frames of this package that a `trimmed` error came through, as far as they are over.
+
+    From Python 3.12 on, a frame in a traceback keeps those of its callers: here, what holds the error itself.
+    """
+    traceback = error.__traceback__
+    frame = None if traceback is None else traceback.tb_frame.f_back
+    with suppress(RuntimeError):  # still running
+        while frame is not None and _is_ours(frame):
+            frame.clear()
+            frame = frame.f_back
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE)
 
 
 async def call(

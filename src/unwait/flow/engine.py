@@ -2,23 +2,34 @@
 
 A task takes one item after the other as long as the calls end without ever suspending: then a task of its
 own would cost more than the call. After a call that suspended, the next item gets a new task: so whatever
-waits has its own task and context, as with `asyncio.gather`, and there are never more tasks than `limit`.
+waits has its own task and context, as with `asyncio.gather`, and there are never more of them than `limit`. One
+task more runs the items if they are an async generator.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextvars import copy_context
+from functools import partial
 from operator import attrgetter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from unwait.flow.buffer import Buffer
-from unwait.flow.calls import CallCancelled, Calling, Interrupted, NotAwaitable, check_awaitable, trimmed
+from unwait.flow.calls import (
+    CallCancelled,
+    Calling,
+    Interrupted,
+    NotAwaitable,
+    check_awaitable,
+    empty_frames,
+    trimmed,
+)
 from unwait.flow.codec import CodecError
 from unwait.flow.keys import check_key, derive_key
 from unwait.flow.outcome import Outcome
+from unwait.flow.sources import OneByOne, OwnTask, shared
 from unwait.flow.stats import Report
 
 if TYPE_CHECKING:
@@ -68,9 +79,8 @@ class Engine:
         self._key = key
         self._name = name
         self._session: Session | None = None
-        self._iterator: Iterator[Any] | None = None
-        self._async_iterator: AsyncIterator[Any] | None = None
-        self._pull_lock = asyncio.Lock()
+        self._next: Callable[[], Any] | None = None
+        self._source: OneByOne[Any] | OwnTask[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._pulling: set[asyncio.Task[None]] = set()
         self._keys: set[str] = set()
@@ -97,9 +107,13 @@ class Engine:
         if self._journal is not None:
             self._session = self._journal.session(self._name, self._committed, self._broken)
         if isinstance(self._items, AsyncIterable):
-            self._async_iterator = aiter(self._items)
+            self._source = shared(aiter(self._items), self._context)
         else:
-            self._iterator = iter(self._items)
+            iterator = iter(self._items)
+            self._next = iterator.__next__
+            if not isinstance(self._items, list | tuple | range):
+                # A generator may set context variables, and take that back at the end: always in the same context.
+                self._next = partial(self._context.run, self._next)
         self._spawn()
 
     def when_ended(self, callback: Callable[[], None]) -> None:
@@ -135,22 +149,23 @@ class Engine:
         """Abort what still runs, and wait for its end and the journal's; leaves nothing behind, even if cancelled."""
         self.abort()
         cancelled: asyncio.CancelledError | None = None
-        while self._tasks or self._session is not None:
+        caller = {asyncio.current_task()}  # which may be one of them: a call that ends its own run
+        while (tasks := self._tasks - caller) or self._session is not None:
             try:
-                if self._tasks:
-                    await asyncio.wait(self._tasks)
+                if tasks:
+                    await asyncio.wait(tasks)
                 else:
                     await self._close_session()
             except asyncio.CancelledError as error:
                 cancelled = error
-        close = getattr(self._async_iterator, "aclose", None)
-        self._async_iterator = self._iterator = None
+        source = self._source
+        self._source = self._next = None
         # Who keeps the report or an error of this run must not keep its items and outcomes.
         self._items, self._sink = (), _nowhere
         try:
-            if close is not None:
+            if source is not None:
                 # An async generator cut off in the middle must not wait for the collector.
-                await close()
+                await source.aclose()
         except Exception as error:
             error.add_note("raised as the items were closed")
             raise
@@ -203,7 +218,7 @@ class Engine:
         report = self._report
         func = self._func
         plain = self._caller is None and self._session is None
-        buffer, iterator, sink = self._buffer, self._iterator, self._sink
+        buffer = self._buffer
         called: Any = None
         in_a_row = 0
         while True:
@@ -211,14 +226,14 @@ class Engine:
                 await self._downstream()
             if self._exhausted:
                 return
-            if iterator is None:
+            if self._next is None:
                 pulled = await self._pull(task)
                 if pulled is None:
                     return
                 outcome, pulled = pulled, None
             else:
                 try:
-                    outcome = Outcome(self._index, next(iterator))
+                    outcome = Outcome(self._index, self._next())
                 except StopIteration:
                     self._exhausted = True
                     return
@@ -244,6 +259,8 @@ class Engine:
                     outcome.value = await called
                 else:
                     journalled = await self._call(outcome, taken)
+                    if outcome.error is not None:
+                        empty_frames(outcome.error)
             except NotAwaitable:
                 raise
             except Interrupted:
@@ -261,7 +278,7 @@ class Engine:
                 outcome.attempts = 1
                 outcome.elapsed = elapsed = clock() - taken
                 report.add_call(elapsed, outcome.error)
-                sink(outcome)
+                self._sink(outcome)
             elif not journalled:
                 outcome.elapsed = clock() - taken
                 self._settle(outcome)
@@ -269,7 +286,7 @@ class Engine:
             del outcome
             called = None
             if stopped:
-                raise asyncio.CancelledError
+                raise asyncio.CancelledError  # perhaps all tasks are: see `_task_ended`
             if self._turn != turn or task.cancelling() or copy_context() != context:
                 if not self._exhausted:
                     self._spawn()
@@ -296,15 +313,12 @@ class Engine:
 
     async def _pull(self, task: asyncio.Task[None]) -> Outcome[Any, Any] | None:
         """The next item of an async iterable in its outcome; None if there is none."""
-        assert self._async_iterator is not None
+        assert self._source is not None
         started = self._loop.time()
         self._pulling.add(task)
         try:
-            async with self._pull_lock:
-                if self._exhausted:
-                    return None
-                item = await anext(self._async_iterator)
-                return Outcome(self._index, item)
+            item = await self._source.next()
+            return Outcome(self._index, item)
         except StopAsyncIteration:
             self._exhausted = True
         except asyncio.CancelledError as cancelled:

@@ -201,7 +201,8 @@ class Stream(Generic[T, R]):
     """The outcomes of a run as they come; what `stream` returns.
 
     Iterate over it with `async for`. Leaving the loop early cancels what still runs; as a context manager
-    (`async with`) it also waits for the end of that. A consumer that is slow slows the run.
+    (`async with`) it also waits for the end of that. A consumer that is slow slows the run. One that is cancelled
+    while it waits for an outcome ends the run, as with an async generator.
     """
 
     def __init__(self, run: Run, capacity: int) -> None:
@@ -253,7 +254,7 @@ class Stream(Generic[T, R]):
         raise StopAsyncIteration
 
     async def __aenter__(self) -> Stream[T, R]:
-        if not self._started:
+        if not self._started and not self._done:
             await self._start()
         return self
 
@@ -262,10 +263,11 @@ class Stream(Generic[T, R]):
 
     async def aclose(self) -> None:
         """Cancel what still runs and wait for its end; outcomes not taken yet can still be taken."""
-        if self._started and not self._done:
+        if not self._done:
             self._done = True
             self._buffer.close()
-            await self._run.aclose()
+            if self._started:
+                await self._run.aclose()
 
     def __del__(self) -> None:
         if not self._started or self._done or self._loop is None:

@@ -17,7 +17,7 @@ _NAMED = re.compile(
 # A scheme, which may be any word, and what follows it; pairs of names and values.
 _HEADERS = re.compile(
     r"(authorization[\"']?\s*[=:]\s*[\"']?)(?!\*\*\*)(?:[a-z][\w.-]*[ \t]+)?[^\s&\"',;}<>]+"
-    r"|(cookie[\"']?\s*[=:]\s*[\"']?)(?:[^\s=;,\"']+=[^\s;,\"']*(?:;[ \t]*)?)+",
+    r"|(cookie[\"']?\s*[=:]\s*[\"']?)(?:[^\s=;,\"']{1,80}=[^\s;,\"']*(?:;[ \t]*)?)+",
     re.IGNORECASE,
 )
 _NAMES = ("key", "token", "secret", "pass", "pwd", "sig", "session", "auth", "cookie", "credential")

@@ -153,6 +153,7 @@ class Session:
             self._hand_over()
             self._queue.put(None)
         await self._ended.wait()
+        self._thread.join()  # it has nothing left to do
 
     def _ask(self, key: str) -> Any:
         try:
@@ -232,6 +233,8 @@ class Session:
             if rows:
                 self._store(rows)
             self._call(self._report, batch)
+            # What was reported must not live until the next commit.
+            del batch, rows
 
     def _store(self, rows: list[_Row]) -> None:
         connection = self._connection

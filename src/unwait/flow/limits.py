@@ -93,7 +93,7 @@ class Permit:
                 if lane.aimd is not None:
                     lane.aimd.succeeded(self._epoch, in_use)
                     lane.capacity = lane.aimd.limit
-            elif lane.limits._overload(error):
+            elif isinstance(error, Exception) and lane.limits._overload(error):
                 if lane.aimd is not None:
                     lane.aimd.overloaded(self._epoch)
                     lane.capacity = lane.aimd.limit

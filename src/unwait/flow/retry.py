@@ -50,6 +50,20 @@ def transient(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, _PERMANENT)
 
 
+def cancellations_asked() -> int:
+    """How often the running task was asked to end."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def is_cancelled_as(error: BaseException, before: int) -> bool:
+    """Whether `error` is what a call made of its cancellation, which was asked for after `before` others.
+
+    A TimeoutError may be that of a library which cancels the task for it, and never takes that back.
+    """
+    return cancellations_asked() > before and not isinstance(error, TimeoutError)
+
+
 class RetryBudget:
     """How many retries there may be beside the first calls, so that an outage is probed and not stormed.
 
@@ -153,9 +167,7 @@ class Retry:
         if attempts > self.retries or not self._retried(error):
             return None
         jitter = self._random() * min(self.cap, self.base * 2.0 ** min(attempts - 1, 64))
-        floor = self.after(error)
-        if floor is not None and not 0 <= floor < math.inf:
-            floor = None
+        floor = self._named(error)
         delay = jitter if floor is None else floor + jitter
         if self.total is not None and spent + delay >= self.total:
             return None
@@ -171,9 +183,14 @@ class Retry:
         try:
             await asyncio.sleep(delay)
         except BaseException:
-            if self.budget is not None and self.after(error) is None:
+            if self.budget is not None and self._named(error) is None:
                 self.budget.give_back()
             raise
+
+    def _named(self, error: BaseException) -> float | None:
+        """The delay that the other side named, if that makes sense."""
+        named = self.after(error)
+        return named if named is not None and 0 <= named < math.inf else None
 
     def succeeded(self) -> None:
         """Count a success for the budget."""
@@ -187,12 +204,15 @@ class Retry:
         async def retried(*args: P.args, **kwargs: P.kwargs) -> R:
             clock = asyncio.get_running_loop().time
             started = clock()
+            cancellations = cancellations_asked()
             attempts = 0
             while True:
                 attempts += 1
                 try:
                     value = await func(*args, **kwargs)
                 except Exception as error:
+                    if is_cancelled_as(error, cancellations):
+                        raise
                     delay = self.delay(error, attempts, clock() - started, clock())
                     if delay is None:
                         if attempts > 1:
