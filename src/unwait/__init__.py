@@ -21,7 +21,6 @@ from unwait.version import __version__
 if TYPE_CHECKING:
     from unwait.flow.batches import Batch
     from unwait.flow.codec import CodecError
-    from unwait.flow.engine import DuplicateKey
     from unwait.flow.fanout import Stream, map, stream
     from unwait.flow.faults import Overloaded
     from unwait.flow.journal import Journal, JournalBusy, JournalError, JournalMismatch
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from unwait.flow.pipeline import Pipeline, Stage
     from unwait.flow.rates import Rate
     from unwait.flow.retry import Retry, RetryBudget
+    from unwait.flow.saving import DuplicateKey
     from unwait.flow.stats import Report
     from unwait.flow.workers import WorkerCrashed
     from unwait.web.client import Client
@@ -42,7 +42,7 @@ _LATER = {
     "Batch": "flow.batches",
     "Client": "web.client",
     "CodecError": "flow.codec",
-    "DuplicateKey": "flow.engine",
+    "DuplicateKey": "flow.saving",
     "Journal": "flow.journal",
     "JournalBusy": "flow.journal",
     "JournalError": "flow.journal",

@@ -9,8 +9,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from unwait.flow.calls import CallCancelled, call
-from unwait.flow.engine import NotAwaitable
+from unwait.flow.calls import CallCancelled, NotAwaitable, call
 from unwait.flow.fanout import map, stream
 from unwait.flow.faults import Overloaded
 from unwait.flow.limits import Limits

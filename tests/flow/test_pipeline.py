@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unwait
-from unwait.flow.engine import NotAwaitable
+from unwait.flow.calls import NotAwaitable
 from unwait.flow.faults import Overloaded
 from unwait.flow.limits import Limits
 from unwait.flow.outcome import MapError, Outcome

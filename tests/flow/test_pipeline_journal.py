@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 import unwait
-from unwait.flow.engine import DuplicateKey
 from unwait.flow.journal import Journal, JournalMismatch
 from unwait.flow.pipeline import Pipeline, Stage
+from unwait.flow.saving import DuplicateKey
 
 SOURCE = Path(unwait.__file__).parent.parent
 

@@ -15,10 +15,10 @@ from collections import Counter
 import pytest
 
 from unwait.flow.codec import CodecError
-from unwait.flow.engine import DuplicateKey
 from unwait.flow.fanout import map, stream
 from unwait.flow.journal import Journal, JournalError
 from unwait.flow.outcome import MapError
+from unwait.flow.saving import DuplicateKey
 
 
 class Calls:

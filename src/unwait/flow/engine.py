@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextvars import copy_context
 from functools import partial
-from operator import attrgetter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +25,16 @@ from unwait.flow.calls import (
     empty_frames,
     trimmed,
 )
-from unwait.flow.codec import CodecError
-from unwait.flow.keys import check_key, derive_key
 from unwait.flow.outcome import Outcome
 from unwait.flow.sources import OneByOne, OwnTask, shared
 from unwait.flow.stats import Report
 
 if TYPE_CHECKING:
     from unwait.flow.journal import Journal
-    from unwait.flow.journal_session import Session
-
-__all__ = ["DuplicateKey", "Engine", "NotAwaitable"]
+    from unwait.flow.saving import Saver
 
 _IN_A_ROW = 64  # calls without suspension after which the other tasks get their turn
 _COMMITTING = 256  # outcomes that may wait for the journal at least, so that commits come in batches
-
-
-class DuplicateKey(ValueError):
-    """Two items of one run have the same key in the journal."""
 
 
 class Engine:
@@ -78,15 +69,11 @@ class Engine:
         self._journal = journal
         self._key = key
         self._name = name
-        self._session: Session | None = None
+        self._saver: Saver[Outcome[Any, Any]] | None = None
         self._next: Callable[[], Any] | None = None
         self._source: OneByOne[Any] | OwnTask[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._pulling: set[asyncio.Task[None]] = set()
-        self._keys: set[str] = set()
-        self._uncommitted: set[Outcome[Any, Any]] = set()
-        self._committing = max(_COMMITTING, 2 * limit)
-        self._commit: asyncio.Future[None] | None = None
         self._index = 0
         self._turn = 0  # of the loop, counted while calls are begun
         self._turning = False  # whether the next one will be counted
@@ -105,7 +92,17 @@ class Engine:
         self._context = copy_context()
         self._ended = self._loop.create_future()
         if self._journal is not None:
-            self._session = self._journal.session(self._name, self._committed, self._broken)
+            from unwait.flow.saving import Saver
+
+            self._saver = Saver(
+                self._journal,
+                self._name,
+                self._key,
+                settle=self._settle,
+                broken=self._fail,
+                changed=self._end_if_idle,
+                most=max(_COMMITTING, 2 * self._limit),
+            )
         if isinstance(self._items, AsyncIterable):
             self._source = shared(aiter(self._items), self._context)
         else:
@@ -127,7 +124,7 @@ class Engine:
         if not self._ended.done():
             self._awaited = True
             await asyncio.shield(self._ended)
-        await self._close_session()
+        await self._close_saver()
         if self._fault is not None:
             raise self._fault
 
@@ -150,12 +147,12 @@ class Engine:
         self.abort()
         cancelled: asyncio.CancelledError | None = None
         caller = {asyncio.current_task()}  # which may be one of them: a call that ends its own run
-        while (tasks := self._tasks - caller) or self._session is not None:
+        while (tasks := self._tasks - caller) or self._saver is not None:
             try:
                 if tasks:
                     await asyncio.wait(tasks)
                 else:
-                    await self._close_session()
+                    await self._close_saver()
             except asyncio.CancelledError as error:
                 cancelled = error
         source = self._source
@@ -173,10 +170,10 @@ class Engine:
             if cancelled is not None:
                 raise cancelled
 
-    async def _close_session(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+    async def _close_saver(self) -> None:
+        if self._saver is not None:
+            await self._saver.close()
+            self._saver = None
 
     # Its tasks.
 
@@ -202,7 +199,8 @@ class Engine:
         self._end_if_idle()
 
     def _end_if_idle(self) -> None:
-        if not self._tasks and not self._uncommitted and self._ended is not None and not self._ended.done():
+        idle = not self._tasks and (self._saver is None or self._saver.idle)
+        if idle and self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
     def _fail(self, fault: BaseException) -> None:
@@ -217,12 +215,12 @@ class Engine:
         clock = self._loop.time
         report = self._report
         func = self._func
-        plain = self._caller is None and self._session is None
-        buffer = self._buffer
+        plain = self._caller is None and self._saver is None
+        buffer, saver = self._buffer, self._saver
         called: Any = None
         in_a_row = 0
         while True:
-            if (buffer is not None and buffer.full) or len(self._uncommitted) >= self._committing:
+            if (buffer is not None and buffer.full) or (saver is not None and saver.full):
                 await self._downstream()
             if self._exhausted:
                 return
@@ -305,10 +303,8 @@ class Engine:
         started = self._loop.time()
         if self._buffer is not None:
             await self._buffer.room()
-        while len(self._uncommitted) >= self._committing:
-            if self._commit is None:
-                self._commit = self._loop.create_future()
-            await asyncio.shield(self._commit)
+        if self._saver is not None:
+            await self._saver.room()
         self._report.blocked += self._loop.time() - started
 
     async def _pull(self, task: asyncio.Task[None]) -> Outcome[Any, Any] | None:
@@ -349,10 +345,10 @@ class Engine:
 
     async def _call(self, outcome: Outcome[Any, Any], taken: float) -> bool:
         """Fill in the outcome; whether it now waits for its commit to the journal."""
-        if self._session is None:
+        if self._saver is None:
             await self._called(outcome)
             return False
-        return await self._journalled(self._session, outcome, taken)
+        return await self._journalled(self._saver, outcome, taken)
 
     async def _called(self, outcome: Outcome[Any, Any]) -> None:
         assert self._caller is not None
@@ -360,37 +356,20 @@ class Engine:
         if isinstance(outcome.error, NotAwaitable):
             raise outcome.error
 
-    async def _journalled(self, session: Session, outcome: Outcome[Any, Any], taken: float) -> bool:
-        key = derive_key(outcome.item) if self._key is None else check_key(self._key(outcome.item))
-        outcome.key = key
-        stored = session.find(key)
-        if key in self._keys or (stored is not None and stored.this_run):
-            raise DuplicateKey(
-                f"two items have the key {key!r}: leave out the second, or tell them apart with key="
-            )
-        if stored is not None and stored.ok:
-            outcome.value, outcome.resumed = stored.value, True
+    async def _journalled(
+        self, saver: Saver[Outcome[Any, Any]], outcome: Outcome[Any, Any], taken: float
+    ) -> bool:
+        if saver.begin(outcome) is not None:
             outcome.elapsed = self._loop.time() - taken
-            session.reused(key, outcome)
-            self._uncommitted.add(outcome)
+            saver.reuse(outcome)
             return True
-        self._keys.add(key)
         try:
             await self._called(outcome)
-            outcome.elapsed = self._loop.time() - taken
-            spent = {"waited": outcome.waited, "elapsed": outcome.elapsed}
-            if outcome.error is None:
-                try:
-                    outcome.value = session.done(
-                        key, outcome.value, outcome, attempts=outcome.attempts, **spent
-                    )
-                except CodecError as error:
-                    outcome.value, outcome.error = None, error
-            if outcome.error is not None:
-                session.failed(key, outcome.error, outcome, attempts=outcome.attempts, **spent)
-            self._uncommitted.add(outcome)
-        finally:
-            self._keys.discard(key)
+        except BaseException:
+            saver.drop(outcome)
+            raise
+        outcome.elapsed = self._loop.time() - taken
+        saver.save(outcome)
         return True
 
     # Outcomes.
@@ -399,29 +378,6 @@ class Engine:
         self._report.resumed += outcome.resumed
         self._report.add(outcome.elapsed, outcome.error)
         self._sink(outcome)
-
-    def _committed(self, outcomes: list[Outcome[Any, Any]]) -> None:
-        self._uncommitted.difference_update(outcomes)
-        for outcome in outcomes:
-            self._settle(outcome)
-        self._wake_committing()
-        self._end_if_idle()
-
-    def _broken(self, error: Exception) -> None:
-        """The journal can't be written: what it did not commit has failed, and keeps its value."""
-        lost, self._uncommitted = self._uncommitted, set()
-        for outcome in sorted(lost, key=attrgetter("index")):
-            if outcome.error is None and not outcome.resumed:
-                outcome.error = error
-            self._settle(outcome)
-        self._fail(error)
-        self._wake_committing()
-        self._end_if_idle()
-
-    def _wake_committing(self) -> None:
-        if self._commit is not None:
-            self._commit.set_result(None)
-            self._commit = None
 
 
 def _nowhere(outcome: Outcome[Any, Any]) -> None:

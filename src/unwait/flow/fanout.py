@@ -10,8 +10,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from unwait.flow.buffer import Buffer, Closed
-from unwait.flow.calls import Caller, Calling, Interrupted, check_timeouts, trimmed
-from unwait.flow.engine import Engine, NotAwaitable
+from unwait.flow.calls import Caller, Calling, Interrupted, NotAwaitable, check_timeouts, trimmed
+from unwait.flow.engine import Engine
 from unwait.flow.interrupt import graceful
 from unwait.flow.limits import Limits
 from unwait.flow.outcome import MapError, Outcome, Results

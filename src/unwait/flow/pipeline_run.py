@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from unwait.flow.batches import Batch
 from unwait.flow.buffer import Buffer
-from unwait.flow.calls import Caller, Interrupted
-from unwait.flow.codec import CodecError
-from unwait.flow.engine import DuplicateKey, Engine, NotAwaitable
+from unwait.flow.calls import Caller, Interrupted, NotAwaitable
+from unwait.flow.engine import Engine
 from unwait.flow.interrupt import graceful
-from unwait.flow.journal import STAGE, JournalError
-from unwait.flow.keys import check_key, derive_key
+from unwait.flow.journal import Journal, JournalError, function_name
 from unwait.flow.outcome import Outcome
 from unwait.flow.pipeline_report import PipelineReport, StageReport
 from unwait.flow.progress import showing
@@ -26,8 +24,8 @@ from unwait.flow.stats import Report
 from unwait.flow.workers import place
 
 if TYPE_CHECKING:
-    from unwait.flow.journal_session import Session
     from unwait.flow.pipeline import Pipeline, Stage
+    from unwait.flow.saving import Saver
     from unwait.flow.workers import Workers
 
 T = TypeVar("T")
@@ -254,7 +252,7 @@ class _Station:
         if error is None and following is not None:
             try:
                 if self.stage.save:
-                    item.value = run.save(item, self.name, called - started)
+                    run.save(item, self.name, called - started)
                 size = following.size_of(item.value)
             except Exception as failed:
                 error = failed
@@ -303,10 +301,7 @@ class PipelineRun:
         self._grace = grace
         self._stack = ExitStack()
         self._stations: list[_Station] = []
-        self._session: Session | None = None
-        self._keys: set[str] = set()
-        self._uncommitted = 0
-        self._commit: asyncio.Future[None] | None = None
+        self._saver: Saver[PipelineOutcome[Any, Any]] | None = None
         self._ended: asyncio.Future[None] | None = None
         self._running = 0  # stages that have not ended
         self._aborted = False
@@ -367,8 +362,8 @@ class PipelineRun:
             raise self._fault
         for station in self._stations:
             await station.engine.finished()
-        if self._session is not None:
-            await self._session.close()
+        if self._saver is not None:
+            await self._saver.close()
 
     def abort(self) -> None:
         """Take no more items, and cancel those that were taken."""
@@ -382,7 +377,7 @@ class PipelineRun:
         fault: BaseException | None = None
         endings = [station.engine.aclose for station in self._stations]
         endings += [station.batch.aclose for station in self._stations if station.batch is not None]
-        endings += [] if self._session is None else [self._session.close]
+        endings += [] if self._saver is None else [self._saver.close]
         while endings:
             try:
                 await endings[0]()
@@ -416,38 +411,22 @@ class PipelineRun:
         """The stage at which the item begins; None if it has come to its end already."""
         assert self.report is not None
         self.report.taken += 1
-        session = self._session
-        if session is None:
+        saver = self._saver
+        if saver is None:
             return self._stations[0]
         try:
-            key = derive_key(item.item) if self._key is None else check_key(self._key(item.item))
-        except Exception as error:
-            item.error = error
-            return None
-        try:
-            stored = session.find(key)
-            if key in self._keys or (stored is not None and stored.this_run):
-                item.error = DuplicateKey(
-                    f"two items have the key {key!r}: leave out the second, or tell them apart with key="
-                )
+            if saver.begin(item) is not None:
                 return None
-            item.key = key
-            if stored is not None and stored.ok:
-                item.value, item.resumed = stored.value, True
-                return None
-            self._keys.add(key)
-            if session.resumes:
-                for station, following in reversed(list(pairwise(self._stations))):
-                    if (
-                        station.stage.save
-                        and (saved := session.find(f"{key}{STAGE}{station.name}"))
-                        and saved.ok
-                    ):
-                        item.value = saved.value
-                        return following
+            for station, following in reversed(list(pairwise(self._stations))):
+                if station.stage.save and (saved := saver.find_step(item, station.name)) is not None:
+                    item.value = saved.value
+                    return following
         except JournalError as error:
             self._fail(error)
             raise
+        except Exception as error:
+            item.error = error
+            return None
         return self._stations[0]
 
     def after(self, station: _Station) -> _Station | None:
@@ -464,41 +443,33 @@ class PipelineRun:
         self.report.attempts += attempts
         self.report.retried += max(0, attempts - 1)
 
-    def save(self, item: PipelineOutcome[Any, Any], stage: str, elapsed: float) -> Any:
-        """Store what a stage made of an item; returns it as a later run will find it."""
-        if self._session is None or item.key is None:
-            return item.value
-        key = f"{item.key}{STAGE}{stage}"
-        figures = {"waited": item.waited, "elapsed": elapsed}
-        value = self._session.done(key, item.value, None, attempts=item.attempts, **figures)
-        self._uncommitted += 1
-        return value
+    def save(self, item: PipelineOutcome[Any, Any], stage: str, elapsed: float) -> None:
+        """Store what a stage made of an item; its value then is as a later run will find it."""
+        if self._saver is not None and item.key is not None:
+            self._saver.save_step(item, stage, elapsed)
 
     async def leave(self, item: PipelineOutcome[Any, Any]) -> None:
         """Report the item's outcome when there is room for it and, with a journal, when it is stored."""
-        while self._uncommitted >= _COMMITTING or (self._buffer is not None and self._buffer.full):
-            await self._downstream()
-        session = self._session
-        if session is None or item.key is None:
+        saver, buffer = self._saver, self._buffer
+        while (saver is not None and saver.full) or (buffer is not None and buffer.full):
+            if buffer is not None:
+                await buffer.room()
+            if saver is not None:
+                await saver.room()
+        if saver is None or item.key is None:
             self._settle(item)
             return
-        figures: dict[str, Any] = {"attempts": item.attempts, "waited": item.waited, "elapsed": item.elapsed}
         try:
             if item.resumed:
-                session.reused(item.key, item)
-            else:
-                self._keys.discard(item.key)
-                if item.error is None:
-                    try:
-                        item.value = session.done(item.key, item.value, item, **figures)
-                    except CodecError as error:
-                        item.fail(error, self._stations[-1].name)
-                if item.error is not None:
-                    session.failed(item.key, item.error, item, **figures)
+                saver.reuse(item)
+                return
+            whole = item.error is None
+            saver.save(item)
+            if whole and item.error is not None:
+                item.fail(item.error, self._stations[-1].name)
         except JournalError as error:
             self._fail(error)
             raise
-        self._uncommitted += 1
 
     def _settle(self, item: PipelineOutcome[Any, Any]) -> None:
         report = self.report
@@ -512,41 +483,19 @@ class PipelineRun:
     def _open_journal(self) -> None:
         if self._journal is None:
             return
-        from unwait.flow.journal import Journal, function_name
+        from unwait.flow.saving import Saver
 
         journal = self._journal if isinstance(self._journal, Journal) else Journal(self._journal)
         name = f"Pipeline[{', '.join(function_name(stage.func) for stage in self._stages)}]"
-        self._session = journal.session(name, self._committed, self._broken)
-        self._saved_in = str(journal.path)
-
-    def _committed(self, items: list[PipelineOutcome[Any, Any] | None]) -> None:
-        self._uncommitted -= len(items)
-        for item in items:
-            if item is not None:
-                self._settle(item)
-        self._wake()
-        self._end_if_idle()
-
-    def _broken(self, error: Exception) -> None:
-        """The journal can't be written: what it did not commit is not reported."""
-        self._uncommitted = 0
-        self._fail(error)
-        self._wake()
-        self._end_if_idle()
-
-    async def _downstream(self) -> None:
-        """Wait until the consumer and the journal can take on another outcome."""
-        if self._buffer is not None:
-            await self._buffer.room()
-        while self._uncommitted >= _COMMITTING:
-            if self._commit is None:
-                self._commit = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._commit)
-
-    def _wake(self) -> None:
-        if self._commit is not None:
-            self._commit.set_result(None)
-            self._commit = None
+        self._saver = Saver(
+            journal,
+            name,
+            self._key,
+            settle=self._settle,
+            broken=self._fail,
+            changed=self._end_if_idle,
+            most=_COMMITTING,
+        )
 
     # Its end.
 
@@ -561,7 +510,8 @@ class PipelineRun:
         self._end_if_idle()
 
     def _end_if_idle(self) -> None:
-        if not self._running and not self._uncommitted and self._ended is not None and not self._ended.done():
+        idle = not self._running and (self._saver is None or self._saver.idle)
+        if idle and self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
     def _fail(self, fault: Exception) -> None:
@@ -580,6 +530,6 @@ class PipelineRun:
         self.abort()
 
     def _saved(self) -> str:
-        if self._session is None or self.report is None:
+        if self._saver is None or self.report is None:
             return ""
-        return f"{self.report.done} done and saved in {self._saved_in}; run again to resume"
+        return f"{self.report.done} done and saved in {self._saver.path}; run again to resume"
