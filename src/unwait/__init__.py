@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from unwait.flow.stats import Report
     from unwait.flow.workers import WorkerCrashed
     from unwait.web.client import Client
+    from unwait.web.errors import ClientError, StatusError
     from unwait.web.fetch import fetch
     from unwait.web.response import Response
 
@@ -41,6 +42,7 @@ _LATER = {
     "Auto": "flow.limits",
     "Batch": "flow.batches",
     "Client": "web.client",
+    "ClientError": "web.errors",
     "CodecError": "flow.codec",
     "DuplicateKey": "flow.saving",
     "Journal": "flow.journal",
@@ -59,6 +61,7 @@ _LATER = {
     "Retry": "flow.retry",
     "RetryBudget": "flow.retry",
     "Stage": "flow.pipeline",
+    "StatusError": "web.errors",
     "Stream": "flow.fanout",
     "WorkerCrashed": "flow.workers",
     "fetch": "web.fetch",
@@ -70,6 +73,7 @@ __all__ = [
     "Auto",
     "Batch",
     "Client",
+    "ClientError",
     "CodecError",
     "DuplicateKey",
     "Journal",
@@ -90,6 +94,7 @@ __all__ = [
     "RetryBudget",
     "Runner",
     "Stage",
+    "StatusError",
     "Stream",
     "WorkerCrashed",
     "__version__",
@@ -112,7 +117,8 @@ def __getattr__(name: str) -> object:
     try:
         module = importlib.import_module(f"unwait.{_LATER[name]}")
     except ModuleNotFoundError as missing:
-        if missing.name != "aiohttp":
+        # The last two come with aiohttp, and are imported first.
+        if (missing.name or "").partition(".")[0] not in ("aiohttp", "multidict", "yarl"):
             raise
         raise ImportError(f'unwait.{name} needs aiohttp: pip install "unwait[web]"', name="aiohttp") from None
     found: object = getattr(module, name)

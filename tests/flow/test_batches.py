@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -597,3 +598,57 @@ def test_each_item_has_exactly_its_own_outcome(
         assert max(costs, default=0) <= max_cost
     assert service.most <= limit
     assert len(service.calls) <= max(0, 2 * len(items) - 1)
+
+
+# Limits that the callers of a batch hold, and its calls need.
+
+
+def test_callers_that_hold_permits_of_the_limits_of_the_batch_do_not_keep_it_out() -> None:
+    limits = Limits(concurrency=2)
+    service = Service(seconds=0.1)
+    batch = Batch(service, size=2, max_wait=0.01, limit=3, limits=limits)
+
+    async def caller(number: int) -> int:
+        with await limits.acquire():
+            result: int = await batch(number)
+            return result
+
+    async def main() -> list[int]:
+        async with asyncio.timeout(1000):
+            return await asyncio.gather(*map(caller, range(20)))
+
+    loop = VirtualLoop()
+    try:
+        assert loop.run_until_complete(main()) == [2 * number for number in range(20)]
+        loop.run_until_complete(asyncio.sleep(1000))
+        assert_nothing_left(loop)
+    finally:
+        loop.close()
+    assert service.most <= 2
+    assert "0 in use, 0 waiting" in repr(limits)
+
+
+def test_a_call_runs_in_the_context_of_a_caller_that_waits_for_it() -> None:
+    name: ContextVar[str] = ContextVar("name")
+    seen: list[tuple[str, list[int]]] = []
+
+    async def service(items: list[int]) -> list[int]:
+        seen.append((name.get(), items))
+        await asyncio.sleep(1)
+        return items
+
+    batch = Batch(service, size=1)
+
+    async def caller(number: int) -> None:
+        name.set(f"caller {number}")
+        await batch(number)
+
+    async def main() -> None:
+        await asyncio.gather(*map(caller, range(3)))
+
+    loop = VirtualLoop()
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+    assert seen == [(f"caller {number}", [number]) for number in range(3)]

@@ -34,6 +34,8 @@ async def main():
         if what == "stream":
             async for outcome in unwait.stream(call, iter(range(10**9)), limit=4, journal=journal):
                 print("reported", outcome.item, flush=True)
+        elif what == "limited":
+            await unwait.map(call, range(100), limit=50, rate=unwait.Rate(14, 3600, burst=14), journal=journal)
         elif what == "nested":
             await unwait.map(nested, iter(range(10**9)), limit=1, journal=journal)
         elif what == "whole":
@@ -119,4 +121,16 @@ def test_the_second_signal_stops_at_once(start, run):
         out, err = child.communicate()
     assert "done" not in out
     assert "10 done and saved in" in err
+    assert child.returncode == -signal.SIGINT
+
+
+def test_what_waits_for_its_first_call_is_not_called_any_more(start):
+    with start("limited", "unwait") as child:
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate()
+    assert "finishing 4 running items" in err
+    assert {line for line in out.splitlines() if line.startswith("done")} == {
+        f"done {n}" for n in range(10, 14)
+    }
+    assert "14 done and saved in" in err
     assert child.returncode == -signal.SIGINT

@@ -598,6 +598,14 @@ class Caller:
     def __call__(self) -> None: ...
 
 
+def test_lambdas_and_partials_are_told_apart() -> None:
+    first, same, other = (lambda x: x + 1), (lambda x: x + 1), (lambda x: x + 2)
+    assert function_name(first) == function_name(same) != function_name(other)
+    one, again, two = (functools.partial(a_function, model=model) for model in ("a", "a", "b"))
+    assert function_name(one) == function_name(again) != function_name(two)
+    assert function_name(functools.partial(a_function, object())) == function_name(a_function)
+
+
 def test_functions_have_names_that_stay() -> None:
     here = __name__
 

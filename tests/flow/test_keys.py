@@ -29,6 +29,10 @@ class Colour(enum.Enum):
     RED = 1
 
 
+class Access(enum.IntFlag, boundary=enum.KEEP):
+    READ = 1
+
+
 class Shade(enum.StrEnum):
     RED = "red"
 
@@ -112,6 +116,12 @@ def test_items_that_differ_in_type_only_have_different_keys() -> None:
     ]
     keys = [derive_key(item) for item in items]
     assert len(set(keys)) == len(items)
+
+
+def test_flags_without_a_name_have_keys_that_differ() -> None:
+    keys = {derive_key(Access(value)) for value in (0, 1, 16, 17, 32, 48)}
+    assert len(keys) == 6
+    assert derive_key(Access(16)) == f"item:{HERE}.Access(16)"
 
 
 def test_a_dict_has_the_same_key_in_whatever_order_it_was_filled() -> None:

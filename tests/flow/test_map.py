@@ -325,6 +325,13 @@ async def test_an_async_generator_is_closed_when_the_run_ends_early(loop):
         ({"rate": "-5/s"}, ValueError, "-5/s"),
         ({"rate": "fast"}, ValueError, "fast"),
         ({"tokens": "10/s"}, ValueError, "tokens= needs cost="),
+        ({"cost": 3}, ValueError, "give tokens= or limits="),
+        ({"cost": "x", "tokens": "10/s"}, TypeError, "cost= must be a number or a function"),
+        ({"limits": "5/s"}, TypeError, "limits= must be a Limits or a list of them, and not str"),
+        ({"limits": 5}, TypeError, "and not int"),
+        ({"timeout": "5"}, TypeError, "timeout is a number of seconds, or None, and not str"),
+        ({"grace": None}, TypeError, "grace is a number of seconds"),
+        ({"key": "id", "journal": "run.db"}, TypeError, "key= must be a function"),
         ({"timeout": 0}, ValueError, "timeout is in seconds"),
         ({"item_timeout": -1}, ValueError, "item_timeout is in seconds"),
         ({"retry": -1}, ValueError, "retries must not be negative"),
@@ -394,6 +401,18 @@ async def test_a_call_cancelled_from_inside_is_its_items_failure(loop):
         results = await map(cancelled, range(3), errors="return", **options)
         assert isinstance(results[1], CallCancelled)
         assert [results[0], results[2]] == [0, 2]
+
+
+async def test_a_stream_goes_on_past_a_task_that_cancels_itself(loop):
+    async def cancel_self(n):
+        if n % 2:
+            asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+        return n
+
+    for limit in (1, 3):
+        outcomes = [outcome async for outcome in stream(cancel_self, range(4), limit=limit)]
+        assert {outcome.index: outcome.ok for outcome in outcomes} == {0: True, 1: False, 2: True, 3: False}
 
 
 async def test_a_task_that_cancels_itself_is_its_items_failure(loop):

@@ -378,7 +378,7 @@ def test_sizes_are_shallow() -> None:
 
 def test_a_size_that_fails_is_the_error_of_its_item() -> None:
     async def main() -> None:
-        stages = [inc, Stage(inc, size=lambda value: 10 // (value - 3), name="second")]
+        stages = [inc, Stage(inc, size=lambda value: 10 // abs(value - 3), name="second")]
         results = await Pipeline(stages).run(range(4), errors="return")
         assert results[:2] + results[3:] == [2, 3, 5]
         assert isinstance(results[2], ZeroDivisionError)

@@ -311,6 +311,14 @@ class TestObserve:
         limiter.observe(20, 5, 11)
         assert limiter.ready_at(80, 11) > 11
 
+    def test_at_full_use_nothing_left_is_nothing_to_wait_for(self):
+        limiter = Limiter(Rate(10, 10, burst=10))
+        for _ in range(10):
+            limiter.take(1, 0)
+        before = limiter.ready_at(1, 1)
+        limiter.observe(0, 60, 1)
+        assert limiter.ready_at(1, 1) == before
+
     def test_of_several_observations_the_lowest_counts(self):
         limiter = Limiter(Rate(100, 60, burst=100))
         limiter.observe(20, 30, now=0.0)

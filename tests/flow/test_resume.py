@@ -54,6 +54,15 @@ async def test_a_second_run_calls_nothing(loop, path):
     assert all(outcome.resumed for outcome in second.outcomes)
 
 
+async def test_the_report_of_a_second_run_is_about_what_it_did(loop, path):
+    await map(Calls(), range(100), journal=path)
+    report = (await map(Calls(), range(101), journal=path)).report
+    assert (report.done, report.resumed, report.attempts) == (101, 100, 1)
+    assert report.throughput == pytest.approx(1 / report.elapsed)
+    assert report.p50 == report.p95 > 0
+    assert repr(report).startswith("<Report: 101 done, 100 of them from the journal")
+
+
 async def test_what_failed_is_called_again(loop, path):
     calls = Calls(3, 5)
     first = await map(calls, range(8), journal=path, errors="return")

@@ -315,6 +315,13 @@ async def test_a_crash_is_seen_though_a_child_of_the_process_holds_its_pipe(
     assert error.exitcode == -9
 
 
+async def test_a_forked_child_that_comes_back_from_the_function_gives_no_second_reply(
+    loop: Any, functions: Any
+) -> None:
+    async with placed(functions.fork_and_return_twice, "process") as workers:
+        assert [await workers(number) for number in range(4)] == [0, 1, 2, 3]
+
+
 async def test_cancelling_a_call_kills_its_process_and_no_other(
     loop: Any, functions: Any, tmp_path: Path
 ) -> None:
@@ -522,6 +529,19 @@ def test_a_program_that_never_closes_its_workers_still_ends(tmp_path: Path) -> N
     )
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=20)
     assert (done.stdout, done.stderr, done.returncode) == ("49\n", "", 0)
+
+
+def test_a_program_from_standard_input_is_told_that_it_must_be_a_file() -> None:
+    program = """if __name__ == "__main__":
+        import asyncio, math, unwait
+        print(asyncio.run(unwait.map(math.sqrt, [4], where="process", errors="return"))[0])
+    """
+    done = subprocess.run(
+        [sys.executable, "-"], input=program, env=environment(), capture_output=True, text=True, timeout=20
+    )
+    assert "put the program into a file" in done.stdout
+    assert "guard" not in done.stdout
+    assert done.returncode == 0
 
 
 def test_a_main_module_without_a_guard_is_explained(tmp_path: Path) -> None:

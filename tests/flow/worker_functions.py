@@ -109,6 +109,14 @@ def end_with_a_child_left(path: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fork_and_return_twice(number: int) -> int:
+    """Come back in the process, and in a child that it waits for."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return number
+
+
 def hang_up(_: object) -> None:
     """Close the pipe to the parent, and everything else."""
     os.closerange(3, 100)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-# What the extra `unwait[cli]` installs; anything else that cannot be imported is a fault worth a traceback.
-EXTRA = ("aiohttp", "rich", "typer")
+# What the extra `unwait[cli]` installs, and what comes with that; anything else that cannot be imported is a fault
+# worth a traceback.
+EXTRA = ("aiohttp", "multidict", "rich", "typer", "yarl")
 
 
 def main() -> None:

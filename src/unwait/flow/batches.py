@@ -11,12 +11,14 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from contextlib import nullcontext
+from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from unwait.flow.calls import CallCancelled, Caller, Interrupted
 from unwait.flow.faults import is_overload, retry_after
-from unwait.flow.limits import Limits
+from unwait.flow.limits import Limits, lent
 from unwait.flow.outcome import Outcome
 from unwait.flow.retry import Retry
 from unwait.flow.stats import Report
@@ -79,7 +81,7 @@ class Batch(Generic[T, R]):
         self._max_cost = math.inf if max_cost is None else max_cost
         self._cost = cost
         self._limit = limit
-        self._limits = limits
+        self._limits = (limits,) if isinstance(limits, Limits) else tuple(limits)
         self._retry = Retry.of(retry)
         self._timeout = timeout
         self._report = report
@@ -104,13 +106,15 @@ class Batch(Generic[T, R]):
         started = loop.time()
         outcome: Outcome[T, R] = Outcome(0, item)
         try:
-            waiter = _Waiter(outcome, self._cost_of(item), loop.create_future())
+            waiter = _Waiter(outcome, self._cost_of(item), loop.create_future(), copy_context())
         except Exception as error:
             outcome.error = error
             return outcome
         self._add(waiter, loop)
         try:
-            await waiter.ended
+            # Permits held here must not keep out the call that is waited for.
+            with lent(self._limits) if self._limits else nullcontext():
+                await waiter.ended
         except asyncio.CancelledError:
             self._drop(waiter)
             raise
@@ -212,7 +216,10 @@ class Batch(Generic[T, R]):
                     self.flush()
                 return
             part = self._due.popleft()
-            part.task = task = asyncio.get_running_loop().create_task(self._run(part))
+            # In the context of its first item's caller, and not of whoever happened to make room for it.
+            part.task = task = asyncio.get_running_loop().create_task(
+                self._run(part), context=part.waiters[0].context
+            )
             self._running.add(task)
             task.add_done_callback(part.ended)
             task.add_done_callback(self._ended)
@@ -276,12 +283,15 @@ def _may_be_an_items(error: BaseException) -> bool:
 class _Waiter(Generic[T, R]):
     """An item, and the caller that waits for what becomes of it."""
 
-    __slots__ = ("cost", "ended", "outcome", "part")
+    __slots__ = ("context", "cost", "ended", "outcome", "part")
 
-    def __init__(self, outcome: Outcome[T, R], cost: float, ended: asyncio.Future[None]) -> None:
+    def __init__(
+        self, outcome: Outcome[T, R], cost: float, ended: asyncio.Future[None], context: Context
+    ) -> None:
         self.outcome = outcome
         self.cost = cost
         self.ended = ended
+        self.context = context
         self.part: _Part[T, R] | None = None
 
     def end(self) -> None:

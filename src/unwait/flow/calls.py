@@ -79,7 +79,8 @@ class Caller(Generic[T, R]):
             async with scope:
                 await self._attempts(outcome, scope)
         except TimeoutError:
-            message = f"not done within {self._item_timeout:g} s ({outcome.attempts} attempts)"
+            attempts = "1 attempt" if outcome.attempts == 1 else f"{outcome.attempts} attempts"
+            message = f"not done within {self._item_timeout:g} s ({attempts})"
             outcome.value, outcome.error = None, TimeoutError(message)
 
     async def _attempts(self, outcome: Outcome[T, R], scope: asyncio.Timeout | None) -> None:
@@ -179,6 +180,8 @@ class Caller(Generic[T, R]):
 def check_timeouts(**timeouts: float | None) -> None:
     """Raise ValueError for one that is not positive, by its name."""
     for name, seconds in timeouts.items():
+        if not (seconds is None or isinstance(seconds, int | float)):
+            raise TypeError(f"{name} is a number of seconds, or None, and not {type(seconds).__name__}")
         if seconds is not None and not seconds > 0:
             raise ValueError(f"{name} is in seconds and must be positive, or None; it is {seconds!r}")
 

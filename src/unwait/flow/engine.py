@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from unwait.flow.buffer import Buffer
 from unwait.flow.calls import (
     CallCancelled,
+    Caller,
     Calling,
     Interrupted,
     NotAwaitable,
@@ -74,13 +75,14 @@ class Engine:
         self._source: OneByOne[Any] | OwnTask[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._pulling: set[asyncio.Task[None]] = set()
+        self._calling: dict[asyncio.Task[Any], Outcome[Any, Any]] = {}  # with limits and retries
         self._index = 0
         self._turn = 0  # of the loop, counted while calls are begun
         self._turning = False  # whether the next one will be counted
         self.cut_short = False  # whether items were left out because of an interruption
         self._exhausted = False
-        self._closing = False
-        self._awaited = False
+        self.closing = False  # whether what was taken is being cancelled
+        self.awaited = False  # whether somebody waits for the outcomes
         self._fault: BaseException | None = None
         self._ended: asyncio.Future[None] | None = None
 
@@ -122,23 +124,28 @@ class Engine:
         """Wait until all items have ended and been reported; raises what ended the run before that."""
         assert self._ended is not None
         if not self._ended.done():
-            self._awaited = True
+            self.awaited = True
             await asyncio.shield(self._ended)
         await self._close_saver()
         if self._fault is not None:
             raise self._fault
 
-    def stop(self) -> None:
-        """Take no more items; those that were taken go on."""
+    def stop(self) -> int:
+        """Take no more items, and drop those that still wait for their first call; how many go on."""
         if not self._exhausted and self._index != self._report.total:
             self.cut_short = True
         self._exhausted = True
         for task in self._pulling:
             task.cancel()
+        waiting = [task for task, outcome in self._calling.items() if not outcome.attempts]
+        for task in waiting:
+            self._calling[task].error = Interrupted()
+            task.cancel()
+        return len(self._calling) - len(waiting) if isinstance(self._caller, Caller) else self._report.running
 
     def abort(self) -> None:
         """Take no more items, and cancel those that were taken."""
-        self._exhausted = self._closing = True
+        self._exhausted = self.closing = True
         for task in self._tasks:
             task.cancel()
 
@@ -187,10 +194,10 @@ class Engine:
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task.cancelled():
-            if not self._closing and not self._tasks and not self.cut_short:
+            if not self.closing and not self._tasks and not self.cut_short:
                 # The last task was cancelled, and not by this engine. If somebody still waits for the run, it was
                 # by its own call; if not, all tasks were, and so is the run.
-                if not self._awaited:
+                if not self.awaited:
                     self._fail(asyncio.CancelledError())
                 elif not self._exhausted:
                     self._spawn()
@@ -265,7 +272,7 @@ class Engine:
                 self.cut_short = True
                 raise
             except asyncio.CancelledError as cancelled:
-                if self._closing:
+                if self.closing:
                     raise
                 stopped = task.cancelling() > 0
                 outcome.error = CallCancelled("the call was cancelled from inside")
@@ -320,7 +327,7 @@ class Engine:
         except asyncio.CancelledError as cancelled:
             if not task.cancelling():
                 self._source_failed(cancelled)
-            elif self._closing or not self._exhausted:
+            elif self.closing or not self._exhausted:
                 raise
             else:
                 task.uncancel()  # it was `stop`
@@ -352,7 +359,20 @@ class Engine:
 
     async def _called(self, outcome: Outcome[Any, Any]) -> None:
         assert self._caller is not None
-        await self._caller(outcome)
+        if not isinstance(self._caller, Caller):
+            await self._caller(outcome)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._calling[task] = outcome
+        try:
+            await self._caller(outcome)
+        except asyncio.CancelledError:
+            if isinstance(outcome.error, Interrupted):
+                raise outcome.error from None
+            raise
+        finally:
+            del self._calling[task]
         if isinstance(outcome.error, NotAwaitable):
             raise outcome.error
 
@@ -375,8 +395,7 @@ class Engine:
     # Outcomes.
 
     def _settle(self, outcome: Outcome[Any, Any]) -> None:
-        self._report.resumed += outcome.resumed
-        self._report.add(outcome.elapsed, outcome.error)
+        self._report.add(outcome.elapsed, outcome.error, outcome.resumed)
         self._sink(outcome)
 
 

@@ -66,14 +66,22 @@ class Run:
             raise TypeError(f"func must be a function, and is {type(func).__name__}")
         if key is not None and journal is None:
             raise ValueError("key= names items in a journal: give journal= too")
+        if key is not None and not callable(key):
+            raise TypeError(f"key= must be a function that names an item, and is {type(key).__name__}")
         if tokens is not None and cost is None:
             raise ValueError("tokens= needs cost=, a function that tells how many tokens an item takes")
+        if cost is not None and tokens is None and limits is None and caller is None:
+            raise ValueError("cost= counts for a limit on tokens: give tokens= or limits= too")
+        if not (cost is None or callable(cost) or isinstance(cost, int | float)):
+            raise TypeError(f"cost= must be a number or a function of the item, and is {type(cost).__name__}")
         check_timeouts(timeout=timeout, item_timeout=item_timeout)
         if where not in (None, "thread", "process"):
             raise ValueError(f'where must be None, "thread" or "process", not {where!r}')
+        if not isinstance(grace, int | float):
+            raise TypeError(f"grace is a number of seconds, and not {type(grace).__name__}")
         if not grace >= 0:
             raise ValueError(f"grace is in seconds and must not be negative; it is {grace!r}")
-        each = [] if limits is None else [limits] if isinstance(limits, Limits) else list(limits)
+        each = as_limits(limits)
         if rate is not None or tokens is not None or limit == "auto":
             concurrency: Literal["auto"] | None = "auto" if limit == "auto" else None
             each.append(Limits(concurrency=concurrency, rate=rate, tokens=tokens))
@@ -110,6 +118,7 @@ class Run:
         """Begin, on the running loop; returns the report, which counts from now on."""
         clock = asyncio.get_running_loop().time
         func = self._func
+        self._streaming = buffer is not None
         if self._where is not None:
             from unwait.flow.workers import cores, place
 
@@ -184,12 +193,13 @@ class Run:
         self.engine.abort()
 
     def _stop(self) -> int:
-        self.engine.stop()
-        return 0 if self.report is None else self.report.running
+        return self.engine.stop()
 
     def _saved(self) -> str:
-        if self._journal is None or self.report is None:
+        if self.report is None or (self._journal is None and self._streaming):
             return ""
+        if self._journal is None:
+            return f"{self.report.done} done, and lost: give journal= to keep what is done"
         return f"{self.report.done} done and saved in {self._saved_in}; run again to resume"
 
     def _in_force(self) -> int | None:
@@ -240,6 +250,8 @@ class Stream(Generic[T, R]):
             raise StopAsyncIteration
         if not self._started:
             await self._start()
+        engine = self._run.engine
+        engine.awaited = True
         try:
             return await self._buffer.get()
         except Closed:
@@ -247,6 +259,8 @@ class Stream(Generic[T, R]):
         except BaseException:
             await self.aclose()
             raise
+        finally:
+            engine.awaited = False
         try:
             await self._run.engine.finished()
         finally:
@@ -420,6 +434,9 @@ async def collect(run: Run, errors: OnError) -> Results[Any]:
         except Exception as error:
             faults.append(trimmed(error))
     outcomes.sort(key=attrgetter("index"))
+    for outcome in outcomes:
+        if outcome.error is not None and errors == "raise":
+            outcome.error.add_note(f"of item {outcome.index}" + (f", {outcome.key}" if outcome.key else ""))
     failed = [_as_exception(outcome.error) for outcome in outcomes if outcome.error is not None]
     if faults:
         others = [error for error in failed if error not in faults]
@@ -447,6 +464,14 @@ def _tasks(limit: int | Literal["auto"]) -> int:
     if limit < 1:
         raise ValueError(f"limit must be at least 1, and is {limit}")
     return limit
+
+
+def as_limits(limits: Limits | Sequence[Limits] | None) -> list[Limits]:
+    """What a parameter `limits=` stands for. Raises TypeError for what is neither Limits nor several of them."""
+    each = [limits] if isinstance(limits, Limits) else [] if limits is None else limits
+    if not isinstance(each, list | tuple) or not all(isinstance(one, Limits) for one in each):
+        raise TypeError(f"limits= must be a Limits or a list of them, and not {type(limits).__name__}")
+    return list(each)
 
 
 def _check_items(items: object) -> None:

@@ -10,7 +10,7 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s\"'<>]*@")
 _SCHEMES = re.compile(r"\b(bearer|basic|token)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _NAMED = re.compile(
     r"((?:api[_-]?key|access[_-]?token|auth[_-]?token|refresh[_-]?token|client[_-]?secret|secret|password|passwd|pwd"
-    r"|token|signature|sig|session[_-]?id|x-amz-(?:signature|credential|security-token))"
+    r"|token|signature|sig|session[_-]?id|(?<=[?&])key|x-amz-(?:signature|credential|security-token))"
     r"[\"']?\s*[=:]\s*[\"']?)(?!bearer\b|basic\b)[^\s&\"',;}<>]+",
     re.IGNORECASE,
 )
@@ -22,7 +22,9 @@ _HEADERS = re.compile(
 )
 _NAMES = ("key", "token", "secret", "pass", "pwd", "sig", "session", "auth", "cookie", "credential")
 _SCRUBBED = 20_000  # characters of an error's text that are looked at: it may be a whole document
-_PREFIXED = re.compile(r"\b(?:sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abprs]|hf)[-_][A-Za-z0-9_-]{8,}")
+_PREFIXED = re.compile(
+    r"\b(?:sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abprs]|hf)[-_][A-Za-z0-9_-]{8,}|\bAIza[\w-]{10,}"
+)
 
 
 class Overloaded(Exception):
@@ -61,7 +63,7 @@ def scrub(text: str) -> str:
         text = _NAMED.sub(r"\1***", _HEADERS.sub(r"\1\2***", text))
     if "bearer" in low or "basic" in low or "token" in low:
         text = _SCHEMES.sub(r"\1\2***", text)
-    return _PREFIXED.sub("***", text) if "-" in text or "_" in text else text
+    return _PREFIXED.sub("***", text) if "-" in text or "_" in text or "AIza" in text else text
 
 
 def describe(error: BaseException, longest: int = 300) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Literal
 
 from unwait.flow.codec import Codec, codec_named
-from unwait.flow.keys import type_name
+from unwait.flow.keys import derive_key, type_name
 
 if TYPE_CHECKING:
     from unwait.flow.journal_session import Session
@@ -98,12 +101,33 @@ class Journal:
 def function_name(function: Callable[..., Any]) -> str:
     """The name under which a journal knows a function: its module's and its own, the same in every process.
 
-    The module of a script is the name of its file. A partial is known by the function in it, an object that
-    can be called by its class.
+    The module of a script is the name of its file. A lambda is also known by its code, and a partial by its arguments
+    as far as a key can be derived from them; an object that can be called by its class, and a method by its function:
+    what they hold is for the journal's `version` to tell.
     """
+    given: list[Any] = []
     while isinstance(function, functools.partial):
+        if function.args or function.keywords:
+            given.append((function.args, function.keywords))
         function = function.func
     named: Any = function if hasattr(function, "__qualname__") else type(function)
-    if named.__module__ is None:  # a method of a built-in type
-        return str(named.__qualname__)
-    return type_name(named)
+    # A method of a built-in type has no module.
+    name = str(named.__qualname__) if named.__module__ is None else type_name(named)
+    if isinstance(function, FunctionType) and function.__name__ == "<lambda>":
+        name += f" {hashlib.sha256(_code(function.__code__).encode()).hexdigest()[:12]}"
+    for arguments in given:
+        with suppress(TypeError):
+            name += f" {derive_key(arguments)}"
+    return name
+
+
+def _code(code: CodeType) -> str:
+    """What a code object does, without where it stands."""
+    return repr((code.co_code, code.co_names, code.co_freevars, [_constant(each) for each in code.co_consts]))
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, CodeType):
+        return _code(value)
+    # The order of a set is another one in each process.
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)

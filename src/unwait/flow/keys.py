@@ -138,7 +138,8 @@ def _written_as_kind(value: Any) -> str:
     kind = type(value)
     name = type_name(kind)
     if isinstance(value, Enum):
-        return f"{name}.{value.name}"
+        # Flags without a name differ by their value.
+        return f"{name}.{value.name}" if value.name is not None else f"{name}({_written(value.value)})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
         return f"{name}({','.join(f'{field}={_written(inner)}' for field, inner in fields)})"

@@ -10,9 +10,8 @@ from unwait.flow.stats import Report, Samples
 class StageReport:
     """The account of one stage.
 
-    `taken` items came in, `passed` went on, `failed` left with an error, `entered` came in from the journal
-    past earlier stages, and are part of `taken`. `calls` has the counters of its calls, as in the report of `map`.
-    `deepest` is the most that its queue ever held.
+    `taken` items came in, `passed` went on, `failed` left with an error. `calls` has the counters of its calls,
+    as in the report of `map`. `deepest` is the most that its queue ever held.
     """
 
     def __init__(self, name: str, concurrency: int, tasks: int, calls: Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from unwait.flow.batches import Batch
 from unwait.flow.buffer import Buffer
-from unwait.flow.calls import Caller, Interrupted, NotAwaitable
+from unwait.flow.calls import CallCancelled, Caller, Interrupted, NotAwaitable, trimmed
 from unwait.flow.engine import Engine
 from unwait.flow.interrupt import graceful
 from unwait.flow.journal import Journal, JournalError, function_name
@@ -236,7 +237,18 @@ class _Station:
         report.taken += 1
         started = clock()
         call: Outcome[Any, Any] = Outcome(item.index, item.value)
-        await self._call(call)
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            await self._call(call)
+        except Interrupted:
+            raise
+        except asyncio.CancelledError as cut_off:
+            if self.engine.closing:
+                raise
+            # By itself: the item has failed, and whether the run goes on is for the engine to say.
+            cancelled = trimmed(cut_off)
+            call.error = CallCancelled("the call was cancelled from inside")
+            call.error.__cause__ = cancelled
         if isinstance(call.error, NotAwaitable):
             raise call.error
         called = clock()
@@ -268,11 +280,16 @@ class _Station:
         else:
             await run.leave(item)
         report.blocked_seconds += clock() - waits
+        if cancelled is not None:
+            raise cancelled
 
     def size_of(self, value: Any) -> float:
         """What the value counts in the queue in front of this stage."""
         try:
-            return self.stage.size(value)
+            size = self.stage.size(value)
+            if not 0 <= size < math.inf:
+                raise ValueError(f"a size must not be negative or infinite, and this is {size!r}")
+            return size
         except Exception as error:
             error.add_note("raised by size=")
             raise
@@ -325,7 +342,9 @@ class PipelineRun:
         self.report = report = PipelineReport(loop.time, total)
         names: list[str] = []
         for number, stage in enumerate(self._stages):
-            name = stage.name if stage.name not in names else f"{stage.name} ({number + 1})"
+            name = stage.name
+            while name in names:
+                name = f"{name} ({number + 1})"
             names.append(name)
             self._stations.append(_Station(stage, name, number, self))
         self._running = len(self._stations)
@@ -348,6 +367,16 @@ class PipelineRun:
         """Itself: its stages end as one."""
         return self
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for the outcomes."""
+        return any(station.engine.awaited for station in self._stations)
+
+    @awaited.setter
+    def awaited(self, awaited: bool) -> None:
+        for station in self._stations:
+            station.engine.awaited = awaited
+
     def when_ended(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when all that was taken has left, or the run was aborted."""
         assert self._ended is not None
@@ -357,6 +386,7 @@ class PipelineRun:
         """Wait until all items have left; raises what ended the run before that."""
         assert self._ended is not None
         if not self._ended.done():
+            self.awaited = True
             await asyncio.shield(self._ended)
         if self._fault is not None:
             raise self._fault
@@ -425,7 +455,7 @@ class PipelineRun:
             self._fail(error)
             raise
         except Exception as error:
-            item.error = error
+            item.value, item.error = None, error
             return None
         return self._stations[0]
 
@@ -474,8 +504,7 @@ class PipelineRun:
     def _settle(self, item: PipelineOutcome[Any, Any]) -> None:
         report = self.report
         assert report is not None
-        report.resumed += item.resumed
-        report.add(item.elapsed, item.error)
+        report.add(item.elapsed, item.error, item.resumed)
         self._sink(item)
 
     # The journal.

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
@@ -330,6 +330,16 @@ def span(seconds: float) -> str:
     return f"{whole // size} {name} {whole % size // smaller} {smaller_name}"
 
 
+def _empty(stream: IO[str]) -> None:
+    """Let a stream that nobody reads write to nowhere: what it still holds would make the exit code 120 at the end."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
+
+
 class _Tolerant:
     """A stream that is written to as long as that works, and may be None."""
 
@@ -341,7 +351,10 @@ class _Tolerant:
             try:
                 self._stream.write(text)
                 self._stream.flush()
-            except (OSError, ValueError):  # nobody reads it; closed; has no letters for this text
+            except BrokenPipeError:
+                _empty(self._stream)
+                self._stream = None
+            except (OSError, ValueError):  # closed; has no letters for this text
                 self._stream = None
         return len(text)
 

@@ -201,11 +201,13 @@ class Limiter:
         """
         until = now + (self.rate.period if reset is None else reset)
         self._forget(now)
-        if remaining <= 0:
-            self._closed_until = max(self._closed_until, until)
-            return
         gone = sum(slot.cost for slot in self._gone if slot.last + self._window > now - age)
         excess = self.rate.amount - self._used - gone - remaining
+        if remaining <= 0 and excess > 0:
+            # Somebody else has used it, and when that leaves the server's window is not known. Where it was used from
+            # here, the ledger knows: at full use nothing is ever left, and there is nothing to wait for.
+            self._closed_until = max(self._closed_until, until)
+            return
         if now >= self._withheld_until:
             self._withheld = 0
         if excess > self._withheld:

@@ -83,15 +83,17 @@ class Saver(Generic[Item]):
                 f"two items have the key {key!r}: leave out the second, or tell them apart with key="
             )
         outcome.key = key
+        self._calling.add(key)
         if stored is None or not stored.ok:
-            self._calling.add(key)
             return None
         outcome.value, outcome.resumed = stored.value, True
         return stored
 
     def reuse(self, outcome: Item) -> None:
         """Take over what `begin` found; the outcome is settled when that is noted."""
-        self._session.reused(str(outcome.key), outcome)
+        key = str(outcome.key)
+        self._calling.discard(key)
+        self._session.reused(key, outcome)
         self._waiting.add(outcome)
 
     def save(self, outcome: Item) -> None:

@@ -10,6 +10,7 @@ from unwait.flow.faults import describe
 
 _SAMPLES = 2048
 _CAUSES = 100  # distinct causes counted; what comes after is counted together
+_CAUSES_SHOWN = 10
 _LONGEST_CAUSE = 120  # characters
 OTHER = "other causes"
 
@@ -84,9 +85,12 @@ class Report:
         self.calling += elapsed
         self.add(elapsed, error)
 
-    def add(self, elapsed: float, error: BaseException | None) -> None:
-        """Count an item that ended, `elapsed` seconds after it was taken."""
-        self._samples.add(elapsed)
+    def add(self, elapsed: float, error: BaseException | None, resumed: bool = False) -> None:
+        """Count an item that ended, `elapsed` seconds after it was taken, or came from the journal."""
+        if resumed:
+            self.resumed += 1
+        else:
+            self._samples.add(elapsed)
         if error is None:
             self.done += 1
             return
@@ -118,8 +122,8 @@ class Report:
 
     @property
     def throughput(self) -> float:
-        """Items that ended, per second."""
-        return (self.done + self.failed) / elapsed if (elapsed := self.elapsed) > 0 else 0.0
+        """Items that ended, without those from the journal, per second."""
+        return (self.done + self.failed - self.resumed) / elapsed if (elapsed := self.elapsed) > 0 else 0.0
 
     @property
     def p50(self) -> float:
@@ -151,5 +155,11 @@ class Report:
                 f"{100 * part / whole:.0f} % {name}" for name, part in parts.items() if part / whole >= 0.005
             )
             lines.append(f"time: {', '.join(shown)}")
-        lines += [f"{count:6} times {cause}" for cause, count in self.causes.most_common(10)]
+        shown_causes = self.causes.most_common(_CAUSES_SHOWN)
+        lines += [f"{count:6} time{'' if count == 1 else 's'} {cause}" for cause, count in shown_causes]
+        if (more := len(self.causes) - len(shown_causes)) > 0:
+            lines.append(f"       and {more} other cause{'' if more == 1 else 's'}")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {str(self).partition(chr(10))[0]}>"

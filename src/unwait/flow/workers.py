@@ -19,6 +19,7 @@ import io
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -292,7 +293,7 @@ class ProcessWorkers(Workers[T, R]):
         story = f"a worker process {_ending(exitcode)} before it was ready"
         if exitcode is not None and exitcode >= 0 and not self._proven:
             # It failed, or ran to its end, as it imported the main module. So will the next.
-            story += f" (what it has to say is on stderr): {_GUARD}"
+            story += f" (what it has to say is on stderr): {_FILE if _main_is_no_file() else _GUARD}"
             self._useless = partial(WorkerCrashed, story, exitcode)
         raise WorkerCrashed(story, exitcode)
 
@@ -430,9 +431,13 @@ def _serve(connection: Connection) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):
+        process = os.getpid()
         func = _received(connection)
         while func is not None:
-            connection.send_bytes(_reply(func, connection.recv_bytes()))
+            reply = _reply(func, connection.recv_bytes())
+            if os.getpid() != process:
+                os._exit(0)  # forked by the function, and come back from it: this would be a second reply
+            connection.send_bytes(reply)
 
 
 def _received(connection: Connection) -> Callable[[Any], Any] | None:
@@ -528,6 +533,11 @@ def _name(func: Callable[..., Any]) -> str:
     return str(getattr(func, "__qualname__", None) or type(func).__qualname__)
 
 
+def _main_is_no_file() -> bool:
+    """Whether the program was read from standard input: a process that is started would look for it in a file."""
+    return str(getattr(sys.modules["__main__"], "__file__", "")).endswith("<stdin>")
+
+
 def _ending(exitcode: int | None) -> str:
     if exitcode is None:
         return "ended"
@@ -541,4 +551,5 @@ def _ending(exitcode: int | None) -> str:
 
 
 _HELD_BACK = {signal.SIGINT, signal.SIGTERM}
+_FILE = "it imports the main module, which was read from standard input: put the program into a file"
 _GUARD = 'what starts work in the main module must stand under `if __name__ == "__main__":`'
