@@ -296,7 +296,7 @@ def test_malformed_lines_are_told_by_number_and_cost_the_others_nothing(job: Job
     assert (
         lines[20] == f"unwait fetch: {len(MALFORMED) - 20} more lines are no requests; the output names them"
     )
-    assert lines[21].startswith(f"5 done, 0 failed, {len(MALFORMED)} lines no requests in ")
+    assert lines[21].startswith(f"5 done, 0 failed, {len(MALFORMED)} lines are no requests in ")
 
 
 def test_a_line_that_is_too_long_is_not_held_in_memory(job: Job, start: Start) -> None:
@@ -378,7 +378,7 @@ def test_resume_calls_what_failed_what_is_new_and_what_was_edited(job: Job, api:
         ("done", 5, 200),
         (None, 6, None),
     ]
-    assert "4 done, 1 failed, 1 lines no requests" in done.stderr
+    assert "4 done, 1 failed, 1 line is no request" in done.stderr
     assert "; 2 from the journal" in done.stderr
     # And once more: the same results without a call, except for what was never one.
     before = job.results()

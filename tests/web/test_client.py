@@ -77,10 +77,11 @@ async def test_an_answer_is_frozen_and_can_be_pickled(serve: Serve) -> None:
         (b"\xef\xbb\xbfx", "text/plain", "x"),
         (b"\xff", "text/plain; charset=utf-8", "\N{REPLACEMENT CHARACTER}"),
         (b"x", "text/plain; charset=zip", "x"),
+        (b"\\d", "text/plain; charset=unicode_escape", "\\d"),
         (b"x", 'text/plain; charset="UTF-8"', "x"),
         ("я".encode("cp1251"), "text/html;charset=windows-1251", "я"),
     ],
-    ids=["default", "mark wins", "utf-8 mark", "undecodable", "no charset", "quoted", "named"],
+    ids=["default", "mark wins", "utf-8 mark", "undecodable", "no charset", "of Python", "quoted", "named"],
 )
 async def test_text_has_the_charset_of_its_mark_or_header(
     serve: Serve, body: bytes, kind: str, text: str
@@ -173,6 +174,7 @@ async def test_a_body_that_cannot_be_sent_again_is_refused(options: dict[str, An
     [
         ({"X": "a\r\nY: b"}, ValueError),
         ({"X": "a\0"}, ValueError),
+        ({"X": "\ud800"}, ValueError),
         ({"X: y": "a"}, ValueError),
         ({"": "a"}, ValueError),
         ({"Content-Length": "3"}, ValueError),
@@ -302,6 +304,17 @@ async def test_credentials_of_a_url_do_not_follow_to_another_origin(serve: Serve
     async with serve({"/": echo}) as other, serve({"/": redirect(other)}) as base, Client() as client:
         response = await client.get(base.replace("//", "//user:pass@"))
     assert "authorization" not in response.json()["headers"]
+
+
+async def test_a_host_that_the_caller_named_stays_with_its_origin(serve: Serve) -> None:
+    async with (
+        serve({"/": echo}) as other,
+        serve({"/": redirect(other), "/in": redirect("/echo"), "/echo": echo}) as base,
+        Client(headers={"Host": "virtual"}) as client,
+    ):
+        away = (await client.get(base)).json()["headers"]
+        home = (await client.get(f"{base}/in")).json()["headers"]
+    assert (away["host"], home["host"]) == (other.partition("//")[2], "virtual")
 
 
 # Cache

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from unwait.flow.fanout import map as flow_map
 from unwait.flow.limits import Limits
 from unwait.flow.retry import Retry
 from unwait.web.breaker import Breaker, CircuitOpen
 from unwait.web.client import Client
 from unwait.web.errors import (
     ConnectionFailed,
+    StatusError,
     TimedOut,
     TooLarge,
 )
@@ -377,6 +379,34 @@ async def test_an_error_is_shared_too_and_each_raises_its_own(serve: Serve) -> N
     assert len({id(error) for error in errors}) == 3
 
 
+async def test_who_joins_late_has_all_of_the_total_time(serve: Serve) -> None:
+    gate = Gate()
+    async with serve({"/": gate}) as base, Client(total=0.6, retry=None) as client:
+        first = asyncio.create_task(client.get(base))
+        await gate.reached(1)
+        await asyncio.sleep(0.3)
+        late = asyncio.create_task(client.get(base))
+        with pytest.raises(TimedOut, match="not done within"):
+            await first
+        gate.open.set()
+        assert (await late).status == 200
+    assert gate.seen == 2
+
+
+async def test_who_takes_over_has_no_more_than_the_total_time(serve: Serve) -> None:
+    gate = Gate()
+    async with serve({"/": gate}) as base, Client(total=0.5, retry=None) as client:
+        started = client.loop.time()
+        leader, follower = (asyncio.create_task(client.get(base)) for _ in range(2))
+        await asyncio.sleep(0.45)
+        leader.cancel()
+        with pytest.raises(TimedOut, match="not done within"):
+            await follower
+        took = client.loop.time() - started
+        gate.open.set()
+    assert took < 0.9
+
+
 def test_errors_can_be_copied_and_pickled() -> None:
     error = ConnectionFailed("no", method="GET", url="http://h/", hint="do", attempts=2, retryable=True)
     for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):
@@ -427,3 +457,24 @@ async def test_without_a_breaker_every_request_is_made(serve: Serve) -> None:
     async with serve({"/": script}) as base, Client(breaker=False, retry=None) as client:
         for _ in range(30):
             assert (await client.get(base)).status == 500
+
+
+async def test_retries_of_the_client_and_of_whoever_calls_it_do_not_multiply(serve: Serve) -> None:
+    asked = 0
+
+    async def failing(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=503)
+
+    async with serve({"/": failing}) as base:
+        for own, around, expected in ((0, 2, 3), (2, 2, 3), (2, 0, 3)):
+            async with Client(retry=Retry(own, base=0)) as client:
+
+                async def get(url: str, client: Client = client) -> int:
+                    return (await client.get(url)).raise_for_status().status
+
+                asked = 0
+                results = await flow_map(get, [base], retry=Retry(around, base=0), errors="return")
+                assert isinstance(results[0], StatusError)
+                assert asked == expected

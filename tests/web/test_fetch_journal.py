@@ -173,7 +173,7 @@ def test_over_a_client_of_ones_own(run: Run, serve: Serve) -> None:
         async with serve({"/{n}": Counting()}) as base, Client(headers={"X-A": "b"}) as client:
             assert bodies(await fetch([f"{base}/1"], client=client)) == ["body of 1"]
             assert not client.closed
-            with pytest.raises(ValueError, match="timeout, rate: options of the client"):
+            with pytest.raises(ValueError, match="timeout=, rate= is for a client that is opened here"):
                 await fetch([], client=client, timeout=5, rate="5/s")
             with pytest.raises(ValueError, match="auto"):
                 await fetch([], client=client, limit="auto")

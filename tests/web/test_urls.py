@@ -20,6 +20,11 @@ from unwait.web.urls import FileNames, host, is_secret, parse, redact
         ("user:secret@host", "***@host"),
         ("http://user:secret@:1/", "http://***@:1/"),
         ("", ""),
+        ("u:secret@http://x", "***@http://x"),
+        ("http://h/?to=http://u:secret@x/", "http://h/?to=http://***@x/"),
+        ("http://h/?to=http%3A%2f%2Fu%3asecret%40x%2F&a=%40", "http://h/?to=http%3A%2f%2F***%40x%2F&a=%40"),
+        ("http://a:b@h/http://u:secret@x/@y", "http://***@h/http://***@x/@y"),
+        ("http://h?mail=a%40b", "http://h?mail=a%40b"),
         ("http://h/?key=abc&q=1", "http://h/?key=***&q=1"),
         (
             "http://h/?a=1&api%5Fkey=x;sig=3#access_token=z",
@@ -108,3 +113,17 @@ def test_file_names_are_unique() -> None:
     stems = [names(URL(url))[0] for url in urls]
     assert stems[:2] == ["h_a_b", "h_a_b-2"]
     assert len(set(stems)) == len(urls)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost/?token=secret&next=http://x", "u:secret@http://x", "secret\n://x"]
+)
+def test_what_precedes_another_url_is_not_shown(url: str) -> None:
+    with pytest.raises(InvalidURL) as caught:
+        parse(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_host_that_cannot_be_decoded_is_refused() -> None:
+    with pytest.raises(InvalidURL, match="bad host"):
+        parse("http://xn--/")

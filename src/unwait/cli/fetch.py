@@ -142,4 +142,12 @@ def fetch(
     except JournalError as error:
         print(f"unwait fetch: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # The output cannot be written: a full disk.
+        hint = f"; what is done is in {journal}: run again with --resume" if journal is not None else ""
+        where = f" {error.filename}" if error.filename else ""
+        print(f"unwait fetch: {error.strerror}{where}{hint}", file=sys.stderr)
+        code = 1
     raise typer.Exit(code)

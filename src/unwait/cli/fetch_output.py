@@ -25,6 +25,8 @@ class Output:
     def open(self) -> None:
         """Make sure that it can be written."""
         if self.path is None:
+            if sys.stdout is None:
+                raise bad("stdout is closed", self._option)
             sys.stdout.flush()
             self._descriptor = sys.stdout.fileno()
             return

@@ -12,9 +12,10 @@ from unwait.cli.fetch_options import Job, allow_files, bad, check_files
 from unwait.cli.fetch_output import Output
 from unwait.cli.report import request_totals
 from unwait.flow.faults import scrub
+from unwait.flow.journal_reader import JournalReader
 from unwait.web.bulk import Totals, send
-from unwait.web.calls import LONGEST_LINE
 from unwait.web.lines import read_lines
+from unwait.web.request_lines import LONGEST_LINE
 from unwait.web.text import printable
 
 _COMPLAINTS = 20  # shown; the output has them all
@@ -55,11 +56,27 @@ def fetch_requests(job: Job, source: str, output: str | None) -> int:
     print(request_totals(totals, job.policy.refused, time.perf_counter() - started), file=sys.stderr)
     if totals.unfinished and journal is not None:
         print(f"the same command with --resume makes {totals.unfinished} of them again", file=sys.stderr)
+    if job.resume and journal is not None:
+        _tell_left_out(journal, totals)
     return 1 if totals.report.failed or totals.malformed else 0
+
+
+def _tell_left_out(journal: Path, totals: Totals) -> None:
+    """The output has been written anew: what the journal has beyond it is told."""
+    with JournalReader(journal) as reader:
+        left_out = sum(reader.count()) - totals.report.done - totals.report.failed
+    if left_out > 0:
+        print(
+            f"{left_out} results in {journal} belong to no line of these requests and are not in the output; "
+            f"unwait journal export {journal} shows them",
+            file=sys.stderr,
+        )
 
 
 def _opened(source: str) -> int:
     """A descriptor to read the requests from."""
+    if source == "-" and sys.stdin is None:
+        raise bad("stdin is closed", "--requests")
     try:
         if source == "-":
             return os.dup(sys.stdin.fileno())
@@ -74,7 +91,7 @@ async def _send(
     job: Job, source: int, output: Output, journal: Path | None, complaints: _Complaints
 ) -> Totals:
     progress = job.progress
-    if progress is None and output.path is None and sys.stdout.isatty():
+    if progress is None and output.path is None and sys.stdout is not None and sys.stdout.isatty():
         progress = False
 
     def started() -> None:

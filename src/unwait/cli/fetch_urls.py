@@ -75,7 +75,7 @@ async def _collect(
     as_json: bool,
 ) -> None:
     progress = job.progress
-    if progress is None and as_json and sys.stdout.isatty():
+    if progress is None and as_json and sys.stdout is not None and sys.stdout.isatty():
         progress = False
     fetching = fetch_as_completed(
         urls,
@@ -113,6 +113,8 @@ def _json_line(result: Fetched) -> bytes:
 
 
 def _read_urls(source: str) -> Iterable[str]:
+    if source == "-" and sys.stdin is None:
+        raise bad("stdin is closed", "--from")
     try:
         content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:

@@ -60,23 +60,26 @@ def totals(results: Sequence[Fetched], took: float, refused: int) -> str:
     size = size_text(sum(result.size for result in results))
     fetched = [result for result in results if not result.resumed]
     waits = sum(result.elapsed - result.waited for result in fetched)
-    speed_up = f", {waits / took:.1f} times as long" if waits > took else ""
+    one_by_one = (
+        f"; one by one {waits:.2f} s (the sum of the waits), {waits / took:.1f} times as long"
+        if waits > took
+        else ""
+    )
     more = _more(
         len(results) - len(fetched),
         sum(max(0, result.attempts - 1) for result in fetched),
         refused + sum(result.status == 429 for result in fetched),
         sum(result.waited for result in fetched),
     )
-    return (
-        f"{len(results) - failed} fetched, {failed} failed, {size} in {took:.2f} s; "
-        f"one by one {waits:.2f} s (the sum of the waits){speed_up}{more}"
-    )
+    return f"{len(results) - failed} fetched, {failed} failed, {size} in {took:.2f} s{one_by_one}{more}"
 
 
 def request_totals(totals: Totals, refused: int, took: float) -> str:
     """The lines at the end of a job of requests; the parameters are those of `totals`."""
     report = totals.report
-    malformed = f", {totals.malformed} lines no requests" if totals.malformed else ""
+    malformed = ""
+    if totals.malformed:
+        malformed = f", {totals.malformed} {'line is no request' if totals.malformed == 1 else 'lines are no requests'}"
     more = _more(report.resumed, report.retried, refused + totals.too_many, report.limited)
     lines = [f"{report.done} done, {report.failed} failed{malformed} in {took:.2f} s{more}"]
     lines += [f"{count:6} times {cause}" for cause, count in totals.causes.most_common(_CAUSES)]

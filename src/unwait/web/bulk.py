@@ -17,7 +17,8 @@ from unwait.flow.fanout import Run, Stream
 from unwait.flow.journal import Journal
 from unwait.flow.outcome import Outcome
 from unwait.flow.stats import OTHER, Report
-from unwait.web.calls import (
+from unwait.web.many import ClientOptions, calling, count_refusal, new_client, tasks
+from unwait.web.request_lines import (
     LONGEST_LINE,
     BadLine,
     Call,
@@ -27,7 +28,6 @@ from unwait.web.calls import (
     parse_call,
     result_line,
 )
-from unwait.web.many import ClientOptions, calling, count_refusal, new_client, tasks
 from unwait.web.response import Response
 
 _CAUSES = 100  # distinct ones that are counted
@@ -121,9 +121,12 @@ async def send(
             started()
             totals = Totals(stream.report)
             async for outcome in stream:
-                result = outcome.value or failed(
-                    outcome.item, outcome.error, outcome.attempts, outcome.waited, outcome.elapsed
-                )
+                result = outcome.value
+                if result is None or outcome.error is not None:
+                    # An answer that could not be saved is none: a later run asks again.
+                    result = failed(
+                        outcome.item, outcome.error, outcome.attempts, outcome.waited, outcome.elapsed
+                    )
                 totals.add(outcome.error, result)
                 await write_whole(result_line(outcome.item, result))
         totals.malformed = requests.malformed

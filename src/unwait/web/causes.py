@@ -42,6 +42,8 @@ def cause(error: Exception) -> str:
             return f"cannot connect: {_reason(error.os_error)}"
         case aiohttp.ClientHttpProxyError():
             return f"the proxy refused: {status_cause(error.status, error.message)}"
+        case aiohttp.ClientResponseError():
+            return f"not a valid HTTP answer: {printable(error.message)[:80]}"
         case aiohttp.ServerDisconnectedError():
             return "connection closed before the answer"
         case HttpProcessingError():

@@ -22,9 +22,9 @@ from urllib.parse import urlencode
 from multidict import CIMultiDict
 
 from unwait.flow.calls import call
+from unwait.flow.fanout import as_limits
 from unwait.flow.faults import is_overload, retry_after
 from unwait.flow.limits import Limits
-from unwait.flow.outcome import Outcome
 from unwait.flow.retry import Retry, RetryBudget
 from unwait.version import __version__
 from unwait.web.breaker import Breaker
@@ -33,8 +33,8 @@ from unwait.web.connector import Connector, check_headers, check_method
 from unwait.web.deadline import Deadline
 from unwait.web.encoding import ACCEPTED
 from unwait.web.environment import Environment
-from unwait.web.errors import ClientError, InvalidURL, TimedOut
-from unwait.web.exchange import IDEMPOTENT, Exchange, Refused, SaveTo
+from unwait.web.errors import IDEMPOTENT, ClientError, InvalidURL, TimedOut
+from unwait.web.exchange import Exchange, Refused, SaveTo
 from unwait.web.headers import quotas
 from unwait.web.response import Response
 from unwait.web.urls import host, parse, redact
@@ -86,7 +86,7 @@ class Client:
         self,
         *,
         limits: Limits | Sequence[Limits] | None = None,
-        per_host: int | None = 16,
+        per_host: int | None = 100,
         retry: Retry | int | None = 5,
         timeout: float = 60.0,
         total: float | None = 600.0,
@@ -101,7 +101,7 @@ class Client:
             raise ValueError("timeout, total and max_bytes must be positive, and max_redirects not negative")
         if per_host is not None and per_host < 1:
             raise ValueError("per_host must be positive, or None for any number of attempts at the same time")
-        given = () if limits is None else (limits,) if isinstance(limits, Limits) else tuple(limits)
+        given = tuple(as_limits(limits))
         self.limits: Sequence[Limits] = given
         self._per_host = per_host
         # Who is told to come back after the total would wait for nothing: these limits don't keep it waiting.
@@ -253,13 +253,18 @@ class Client:
             timeout = self._timeout
         elif not timeout > 0:
             raise ValueError(f"timeout is in seconds and must be positive; it is {timeout!r}")
+        if keep is not None and keep < 0:
+            raise ValueError(f"keep is a number of bytes and must not be negative; it is {keep!r}")
         policy = self._retry if retry is None else self._policy(retry)
         exchange = Exchange(self, method, address, merged, body, timeout, idempotent, save_to, keep)
         if method != "GET" or body is not None or save_to is not None or not self._deduplicate:
-            return await self._perform(exchange, policy, cost)
-        own = () if exchange.headers is self._headers else tuple(sorted(exchange.headers.items()))
-        key = (exchange.text, timeout, keep, retry, idempotent, own)
-        return await self._share(key, exchange, policy, cost)
+            answering = self._perform(exchange, policy, cost)
+        else:
+            own = () if exchange.headers is self._headers else tuple(sorted(exchange.headers.items()))
+            key = (exchange.text, timeout, keep, retry, idempotent, own)
+            answering = self._share(key, exchange, policy, cost)
+        # Around the sharing: who joins late has the whole of it, and who leads for others no more than that.
+        return await (answering if self._total is None else self._within(self._total, answering, exchange))
 
     async def _perform(self, exchange: Exchange, policy: Retry | None, cost: float) -> Response:
         try:
@@ -268,23 +273,25 @@ class Client:
             raise exchange.describe(unsaved) from None
         if cached is not None:
             return cached
-        calls = call(exchange.attempt, exchange.text, limits=self._bounds, cost=cost, retry=policy)
-        outcome = await (calls if self._total is None else self._within(self._total, calls, exchange))
+        outcome = await call(exchange.attempt, exchange.text, limits=self._bounds, cost=cost, retry=policy)
         error = outcome.error
         if error is None or isinstance(error, Refused):
             return exchange.response(outcome.waited, outcome.elapsed)
         if isinstance(error, ClientError):
             error.waited = outcome.waited
+            if policy is not None and policy.retries:
+                # Whoever retries around this client is not to multiply its retries.
+                error.retryable = False
             raise exchange.describe(error)
         raise error
 
     async def _within(
-        self, total: float, calls: Coroutine[Any, Any, Outcome[str, None]], exchange: Exchange
-    ) -> Outcome[str, None]:
+        self, total: float, answering: Coroutine[Any, Any, Response], exchange: Exchange
+    ) -> Response:
         deadline = Deadline(self.loop, self.loop.time() + total)
         alone = None
         try:
-            return await calls
+            return await answering
         except asyncio.CancelledError:
             alone = deadline.close()
             if alone:

@@ -33,6 +33,7 @@ class Connection(ResponseHandler):
 
     requests = 0
     heard = False  # a byte, since the last request
+    idle = False  # the last answer is complete, and no request was sent since
     broken = False  # ended otherwise than by the other side's orderly close
 
     @property
@@ -46,7 +47,7 @@ class Connection(ResponseHandler):
         if transport is None or transport.is_closing():
             raise aiohttp.ClientConnectionResetError("the connection has ended")
         self.requests += 1
-        self.heard = False
+        self.heard = self.idle = False
         self.set_response_params(skip_payload=method == "HEAD", read_until_eof=True, auto_decompress=False)
         if body:
             transport.writelines((head, body))
@@ -65,6 +66,11 @@ class Connection(ResponseHandler):
         return self.broken and not ("Content-Length" in headers or "Transfer-Encoding" in headers)
 
     def data_received(self, data: bytes) -> None:
+        if self.idle:
+            # Nobody asked for it, and it must not become the answer to what is asked next.
+            if self.transport is not None:
+                self.transport.abort()
+            return
         self.heard = True
         super().data_received(data)
 
@@ -105,7 +111,7 @@ class Route:
             loop=loop,
             proxy=None if proxy is None else proxy.url,
             proxy_headers=proxy_headers,
-            ssl=environment.tls() if secure else True,
+            ssl=environment.tls() if secure or (proxy is not None and proxy.url.scheme == "https") else True,
         )
 
     def head(self, method: str, url: URL, headers: CIMultiDict[str], body: bytes | None) -> bytes:
@@ -174,5 +180,11 @@ def check_headers(headers: Mapping[str, str]) -> None:
             raise ValueError(
                 f"the value of the header {name} has a line break or another control character in it"
             )
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"the value of the header {name} has half a character in it (a lone surrogate)"
+            ) from None
         if name.lower() in _OURS:
             raise ValueError(f"the header {name} is not for the caller to set")

@@ -26,6 +26,11 @@ class Deadline:
         self.expired = True
         self._task.cancel()
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled since, by anybody."""
+        return self._task.cancelling() > self._cancelling
+
     def close(self) -> bool:
         """Stop the timer; whether it has cancelled the task and nobody else has. To be called once."""
         if not self.expired:

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from unwait.web.response import Response
 
 
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"))
+RETRIED = frozenset(
+    (408, 425, 429, 500, 502, 503, 504)
+)  # statuses after which another try may end differently
+
+
 class ClientError(Exception):
     """A request without a usable answer.
 
@@ -49,6 +55,9 @@ class ClientError(Exception):
             text += f" ({self.attempts} attempts)"
         return f"{text}; {self.hint}" if self.hint else text
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 class InvalidURL(ClientError, ValueError):
     """The text is not a URL that can be fetched; the message says why and shows no credentials."""
@@ -85,7 +94,9 @@ class NotSaved(ClientError):
 class StatusError(ClientError):
     """An answer whose status is an error, raised by `Response.raise_for_status`; it is in `response`.
 
-    `retry_after` is the delay in seconds that the server named; `overloaded` is true for 429 and 503.
+    `retry_after` is the delay in seconds that the server named; `overloaded` is true for 429 and 503. `retryable`
+    where the status says that another try may end differently, the method may be repeated, and the client made one
+    attempt only: its own retries are not to be multiplied.
     """
 
     def __init__(self, cause: str = "", *, response: Response | None = None, attempts: int = 0) -> None:
@@ -99,3 +110,5 @@ class StatusError(ClientError):
         if response is not None:
             self.retry_after = response.retry_after
             self.overloaded = response.status in (429, 503)
+            repeatable = response.method in IDEMPOTENT or response.status == 429
+            self.retryable = response.attempts <= 1 and repeatable and response.status in RETRIED

@@ -23,6 +23,8 @@ from unwait.web.deadline import Deadline
 from unwait.web.encoding import Decoder
 from unwait.web.environment import basic
 from unwait.web.errors import (
+    IDEMPOTENT,
+    RETRIED,
     ClientError,
     ConnectionFailed,
     ConnectionLost,
@@ -39,17 +41,17 @@ from unwait.web.urls import is_secret, parse, redact
 if TYPE_CHECKING:
     from unwait.web.client import Client
 
-IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"))
-RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
 _OVERLOADED = frozenset((429, 503))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _AT_ONCE = 1 << 18  # bytes of a cached body that are read or written within the loop
 _SLICE = 1 << 16  # bytes decoded between two turns of the other tasks
 # Asking again gives the same answer.
 _UNKNOWN_HOST = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None), socket.EAI_FAIL)
+# Of OpenSSL's verdicts on a certificate, those that another list of authorities would change.
+_UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 
 T = TypeVar("T")
-SaveTo = Path | Callable[[Response], Path]
+SaveTo = str | Path | Callable[[Response], str | Path]
 
 
 class Refused(Exception):
@@ -197,6 +199,9 @@ class Exchange:
             alone = deadline.close()
             if alone:
                 raise self._timed_out() from None
+            if self._client.closed and not deadline.cancelled:
+                # The pool, when it is closed, cancels the wait for a connection, not the task.
+                raise ConnectionLost("the client was closed while the request was under way") from None
             raise
         except (ClientError, aiohttp.ClientError, HttpProcessingError, OSError) as error:
             if self._client.closed:
@@ -250,7 +255,8 @@ class Exchange:
                     hint="ask for the http URL itself if that is meant",
                 )
             if _leaves(url, target):
-                dropped += secrets
+                # A host that the caller named is that of the first origin.
+                dropped += [*secrets, "host"]
             if dropped:
                 headers = CIMultiDict(headers)
                 for name in dropped:
@@ -349,6 +355,7 @@ class Exchange:
             connection.transport.abort()
             held.close()
         else:
+            connection.idle = True
             held.release()
         return location
 
@@ -410,7 +417,8 @@ class Exchange:
         self.path = path
 
     def _path(self) -> Path | None:
-        return self.save_to(self.response()) if callable(self.save_to) else self.save_to
+        named = self.save_to(self.response()) if callable(self.save_to) else self.save_to
+        return None if named is None else Path(named)
 
     async def _read(
         self, connection: Connection, stream: aiohttp.StreamReader, take: Callable[[bytes], None]
@@ -420,8 +428,10 @@ class Exchange:
         most = self._client.max_bytes
         if int(headers.get("Content-Length", 0)) > most and not stream.at_eof():
             raise self._too_large()
-        encoding = headers.get("Content-Encoding")
-        decoder = None if encoding is None else Decoder(encoding)
+        decoder = None
+        if "Content-Encoding" in headers and not stream.at_eof():
+            # Without a body, as in an answer to HEAD, any encoding may be named.
+            decoder = Decoder(", ".join(headers.getall("Content-Encoding")))
         try:
             while not stream.at_eof():
                 data = await stream.readany()
@@ -474,6 +484,8 @@ class Exchange:
                 return ConnectionFailed(cause(error), retryable=again)
             case aiohttp.ClientConnectorCertificateError():
                 hint = "if its authority is to be trusted, let SSL_CERT_FILE name the authority's certificate"
+                if getattr(error.certificate_error, "verify_code", None) not in _UNKNOWN_AUTHORITY:
+                    hint = ""
                 return ConnectionFailed(cause(error), hint=hint)
             case aiohttp.ClientConnectorSSLError() | aiohttp.ClientSSLError():
                 return ConnectionFailed(cause(error), retryable=isinstance(error.os_error, ssl.SSLEOFError))

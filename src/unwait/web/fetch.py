@@ -57,6 +57,8 @@ async def fetch(
 
     Raises ValueError and TypeError for parameters that make no sense, JournalError for a journal of something else.
     """
+    if isinstance(urls, str):
+        raise TypeError("urls is one URL: give a list of them, [url]")
     if errors not in ("raise", "return", "skip"):
         raise ValueError(f'errors must be "raise", "return" or "skip", not {errors!r}')
     if options.get("tokens") is not None and cost is None:
@@ -204,7 +206,7 @@ async def fetch_as_completed(
         stream: Stream[str, Fetched] = Stream(run, tasks(limit))
         async with stream:
             async for outcome in stream:
-                if outcome.value is None:
+                if outcome.value is None or outcome.error is not None:
                     yield _of_error(outcome, characters)
                 else:
                     if outcome.value.error is not None:

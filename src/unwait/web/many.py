@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from unwait.flow.calls import Calling
+from unwait.flow.fanout import as_limits
 from unwait.flow.faults import is_overload, retry_after
 from unwait.flow.limits import Limits
 from unwait.flow.outcome import Outcome
@@ -22,8 +23,7 @@ from unwait.flow.retry import Retry, RetryBudget, transient
 from unwait.flow.stats import Report
 from unwait.web.cache import Cache
 from unwait.web.client import Client
-from unwait.web.errors import ClientError, StatusError
-from unwait.web.exchange import RETRIED
+from unwait.web.errors import RETRIED, ClientError, StatusError
 from unwait.web.response import Response
 from unwait.web.urls import redact
 
@@ -75,11 +75,14 @@ async def opened(
     """
     if client is not None:
         if options:
-            raise ValueError(f"{', '.join(options)}: options of the client; give them to the one in client=")
+            names = ", ".join(f"{name}=" for name in options)
+            raise ValueError(f"{names} is for a client that is opened here: give it to the Client in client=")
         if limit == "auto":
             raise ValueError('limit="auto" needs limits of the client: give it Limits(concurrency="auto")')
         yield client
         return
+    if unknown := options.keys() - ClientOptions.__annotations__.keys():
+        raise TypeError(f"no such option: {', '.join(f'{name}=' for name in sorted(unknown))}")
     async with new_client(limit, **options) as client:
         yield client
 
@@ -100,7 +103,7 @@ def new_client(
     deduplicate: bool = True,
 ) -> Client:
     """A client with the limits that these options stand for."""
-    each = [] if limits is None else [limits] if isinstance(limits, Limits) else list(limits)
+    each = as_limits(limits)
     if rate is not None or tokens is not None or limit == "auto":
         concurrency: Literal["auto"] | None = "auto" if limit == "auto" else None
         each.append(Limits(concurrency=concurrency, rate=rate, tokens=tokens, overload=_yields))

@@ -8,6 +8,8 @@ from types import TracebackType
 
 from unwait.web.errors import NotSaved
 
+_SHOWN = 50  # characters of the name: with all of it, the hidden name could be too long where the name is not
+
 
 class PartFile:
     """A file that gets its name when it is complete; until then it is hidden, and removed if it never is.
@@ -18,7 +20,7 @@ class PartFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         # A name of its own: the same file may be on its way twice.
-        self._part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+        self._part = path.with_name(f".{path.name[:_SHOWN]}.{os.urandom(6).hex()}.part")
 
     def __enter__(self) -> PartFile:
         # A link that lies in the way must not lead out of the directory.

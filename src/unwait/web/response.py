@@ -76,7 +76,7 @@ class Response:
             kind = self.headers.get("Content-Type", "no content type").partition(";")[0]
             cause = (
                 f"the body is not JSON ({kind}, begins {begins!r})"
-                if begins
+                if self.content
                 else "the body is empty, not JSON"
             )
             raise InvalidAnswer(cause, method=self.method, url=self.url, attempts=self.attempts) from None

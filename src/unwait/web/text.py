@@ -9,6 +9,8 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# Python's own, which no server means: they read a body as source code, or take time that grows with its square.
+_NOT_OF_THE_WEB = frozenset(("punycode", "unicode-escape", "raw-unicode-escape"))
 
 
 def printable(text: str) -> str:
@@ -24,6 +26,8 @@ def encoding_of(content: bytes, charset: str | None) -> str:
     try:
         # Refuses what is a codec but no charset, such as zip.
         b"text".decode(encoding, "replace")
+        if codecs.lookup(encoding).name.replace("_", "-") in _NOT_OF_THE_WEB:
+            return "utf-8"
     except (LookupError, ValueError):
         return "utf-8"
     return encoding

@@ -15,10 +15,13 @@ __all__ = ["FileNames", "InvalidURL", "host", "is_secret", "parse", "redact"]
 _LONGEST_STEM = 150  # bytes; leaves room for a counter and an extension below the usual 255
 # In the query, and in the fragment, where sign-ins leave their tokens.
 _PARAMETER = re.compile(r"(?<=[?&;#])([^?&;#=]+)=([^&;#]+)")
+# A user name and password in a URL within a URL, in clear or encoded.
+_INNER_USER = re.compile(r"(?i)((?::|%3a)(?:/|%2f){2})(?:(?!%2f|%3f|%23)[^/?#&\s])*(@|%40)")
 _SECRET = re.compile(
     r"(?i)token|secret|passw|passphrase|\bpwd\b|signature|credential|cookie|api-?_?key|access-?_?key|auth(?!ors?(?:$|[^a-z]))|jwt"
     r"|(?:^|[-_.])(?:(?<!idempotency-)key|sig|sid)$|session_?id"
 )
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
 _BAD_HOST = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
 _HOST = re.compile(r"[^:/?#]+://(?:[^/?#\\]*@)?([^/?#\\]*)")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,8}")
@@ -36,7 +39,8 @@ def parse(text: str) -> URL:
         if problem is None:
             return url
     scheme, separator, _ = text.partition("://")
-    if not separator:
+    if not separator or not _SCHEME.fullmatch(scheme):
+        # What precedes the :// of another URL is not shown: it may hold anything.
         raise InvalidURL("not a URL: http:// or https:// is missing")
     if scheme.lower() not in ("http", "https"):
         raise InvalidURL(f"unsupported URL scheme {scheme!r}")
@@ -54,6 +58,7 @@ def _problem(scheme: str, host: str | None, port: int | None) -> str | None:
         return "invalid port in the URL"
     try:
         host.encode("idna")
+        URL.build(scheme=scheme, host=host).host  # noqa: B018  # decodes it, as is done for proxies and files
     except ValueError:
         return "invalid URL: bad host or port"
     return "invalid URL: bad host or port" if _BAD_HOST.search(host) else None
@@ -72,6 +77,8 @@ def redact(text: str) -> str:
     """
     if "@" in text:
         text = _without_user(text)
+    if "@" in text or "%40" in text:
+        text = _INNER_USER.sub(r"\1***\2", text)
     if "=" in text:
         text = _PARAMETER.sub(_without_secret, text)
     return text
@@ -79,8 +86,8 @@ def redact(text: str) -> str:
 
 def _without_user(text: str) -> str:
     scheme, separator, rest = text.partition("://")
-    if not separator:
-        scheme, rest = "", text
+    if not separator or "@" in scheme:
+        scheme, separator, rest = "", "", text
     try:
         parse(text)
     except InvalidURL:

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from unwait.web.calls import BadLine, Call, answered, bad_result, failed, parse_call, result_line
 from unwait.web.errors import ConnectionFailed, StatusError
+from unwait.web.request_lines import BadLine, Call, answered, bad_result, failed, parse_call, result_line
 from unwait.web.response import Response
 
 URL = "http://user:pw@host.example/v1?key=s3cret&q=1"
