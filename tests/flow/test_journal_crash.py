@@ -107,3 +107,45 @@ def test_what_was_reported_before_a_kill_is_in_the_journal(seed: int, tmp_path: 
     assert len(contents(path)) == ITEMS
     # No item whose commit was reported was stored a second time.
     assert not {line[:-1] for line in said} & reported
+
+
+READ_WHILE_IT_BREAKS = """
+import asyncio, sys
+from unwait.flow.journal import Journal, JournalError
+
+async def round(path):
+    broken = asyncio.Event()
+    session = Journal(path).session("f", lambda tags: None, lambda error: broken.set())
+    for number in range(50):
+        session.done(str(number), number, number, attempts=1, waited=0.0, elapsed=0.0)
+    while session._pending:
+        await asyncio.sleep(0)
+
+    def full(rows):
+        raise OSError("disk full")
+
+    session._store = full
+    session.done("more", 1, 1, attempts=1, waited=0.0, elapsed=0.0)
+    session._hand_over()
+    try:
+        for number in range(10_000_000):
+            session.find(str(number % 50))
+    except JournalError:
+        print("refused", flush=True)
+    await broken.wait()
+    await session.close()
+
+for number in range(25):
+    asyncio.run(round(f"{sys.argv[1]}/{number}.db"))
+"""
+
+
+def test_reading_while_the_writer_breaks_is_refused_and_does_not_crash(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", READ_WHILE_IT_BREAKS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["refused"] * 25

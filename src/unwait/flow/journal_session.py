@@ -87,6 +87,8 @@ class Session:
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
         self._ended = asyncio.Event()
         self._closing = False
+        self._files = threading.Lock()  # held while one thread reads, or the other closes
+        self._shut = False
         # A daemon: a program that ends without `close` must not wait for it. What it loses was not reported.
         self._thread = threading.Thread(target=self._write, name="unwait-journal", daemon=True)
         self._thread.start()
@@ -157,7 +159,10 @@ class Session:
 
     def _ask(self, key: str) -> Any:
         try:
-            return self._reader.execute(_FIND, (key,)).fetchone()
+            with self._files:
+                if self._shut:
+                    raise self._failure or JournalError(f"the journal {self._path} is closed")
+                return self._reader.execute(_FIND, (key,)).fetchone()
         except sqlite3.Error as error:
             raise JournalError(f"cannot read the journal {self._path}: {reason(error)}") from error
 
@@ -211,7 +216,10 @@ class Session:
             self._call(self._break, failure)
         finally:
             try:
-                self._opened.close()
+                # The loop's thread may be reading: SQLite does not survive a connection that is closed meanwhile.
+                with self._files:
+                    self._shut = True
+                    self._opened.close()
             finally:
                 self._call(self._ended.set)
 

@@ -1,1 +1,1 @@
-"""HTTP on unwait's loop. Its modules need aiohttp, which the extra `unwait[cli]` installs."""
+"""HTTP on unwait's loop. Its modules need aiohttp, which the extra `unwait[web]` installs."""
