@@ -13,7 +13,7 @@ from unwait.flow.buffer import Buffer, Closed
 from unwait.flow.calls import Caller, Calling, Interrupted, NotAwaitable, check_timeouts, trimmed
 from unwait.flow.engine import Engine
 from unwait.flow.interrupt import graceful
-from unwait.flow.limits import Limits
+from unwait.flow.limits import Limits, as_limits
 from unwait.flow.outcome import MapError, Outcome, Results
 from unwait.flow.progress import showing
 from unwait.flow.rates import Rate
@@ -464,14 +464,6 @@ def _tasks(limit: int | Literal["auto"]) -> int:
     if limit < 1:
         raise ValueError(f"limit must be at least 1, and is {limit}")
     return limit
-
-
-def as_limits(limits: Limits | Sequence[Limits] | None) -> list[Limits]:
-    """What a parameter `limits=` stands for. Raises TypeError for what is neither Limits nor several of them."""
-    each = [limits] if isinstance(limits, Limits) else [] if limits is None else limits
-    if not isinstance(each, list | tuple) or not all(isinstance(one, Limits) for one in each):
-        raise TypeError(f"limits= must be a Limits or a list of them, and not {type(limits).__name__}")
-    return list(each)
 
 
 def _check_items(items: object) -> None:

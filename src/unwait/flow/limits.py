@@ -32,7 +32,7 @@ from unwait.flow.faults import is_overload
 from unwait.flow.permits import Permit, check_cost, held
 from unwait.flow.rates import Limiter, Pause, Quota, Rate
 
-__all__ = ["Auto", "Limits", "Permit", "Quota", "Rate", "acquire_all", "try_acquire_all"]
+__all__ = ["Auto", "Limits", "Permit", "Quota", "Rate", "acquire_all", "as_limits", "try_acquire_all"]
 
 _LANES_KEPT = 1024  # below this many keys none is forgotten, so that a brief lull costs no adaptive limit
 _LANES_SWEPT = 3  # that are looked at for each new one: more than one, so that they can't pile up
@@ -560,3 +560,11 @@ async def _wait(limits: Sequence[Limits], item: Any, cost: float, weight: int) -
         request.abandon()
         raise
     return permits
+
+
+def as_limits(limits: Limits | Sequence[Limits] | None) -> list[Limits]:
+    """What a parameter `limits=` stands for. Raises TypeError for what is neither Limits nor several of them."""
+    each = [limits] if isinstance(limits, Limits) else [] if limits is None else limits
+    if not isinstance(each, list | tuple) or not all(isinstance(one, Limits) for one in each):
+        raise TypeError(f"limits= must be a Limits or a list of them, and not {type(limits).__name__}")
+    return list(each)

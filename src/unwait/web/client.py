@@ -22,9 +22,8 @@ from urllib.parse import urlencode
 from multidict import CIMultiDict
 
 from unwait.flow.calls import call
-from unwait.flow.fanout import as_limits
 from unwait.flow.faults import is_overload, retry_after
-from unwait.flow.limits import Limits
+from unwait.flow.limits import Limits, as_limits
 from unwait.flow.retry import Retry, RetryBudget
 from unwait.version import __version__
 from unwait.web.breaker import Breaker

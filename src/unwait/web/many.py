@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from unwait.flow.calls import Calling
-from unwait.flow.fanout import as_limits
 from unwait.flow.faults import is_overload, retry_after
-from unwait.flow.limits import Limits
+from unwait.flow.limits import Limits, as_limits
 from unwait.flow.outcome import Outcome
 from unwait.flow.rates import Rate
 from unwait.flow.retry import Retry, RetryBudget, transient
