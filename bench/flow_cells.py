@@ -1,9 +1,15 @@
-"""What is measured of unwait.flow, and the targets: the tables that the runner and the renderer share."""
+"""What is measured of unwait.flow, and the targets: the tables that the runner and the renderer share.
+
+What is measured of another part of unwait (bench/documents_cells.py) is told in the same words.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from report import ROOT
 
 OURS = "unwait"
 SERVED_BY = "aiohttp"
@@ -27,7 +33,7 @@ class FlowCell:
 
 @dataclass(frozen=True)
 class FlowRow:
-    """A target: `metric` of the cell's first contender, as it is or set against another contender's."""
+    """A target: `metric` of the cell's first contender or of `of`, as it is or set against another contender's."""
 
     cell: str
     title: str
@@ -36,11 +42,12 @@ class FlowRow:
     target: float
     against: str = ""
     by: Literal["itself", "ratio", "difference"] = "itself"
+    of: str = ""
 
     @property
     def name(self) -> str:
         """The heading of its explanation in notes.md."""
-        return f"{self.cell}-{self.metric}" + (f"-{self.against}" if self.against else "")
+        return "-".join(filter(None, (self.cell, self.of, self.metric, self.against)))
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,17 @@ class Metric:
     best: Literal["least", "most", "worst least", "worst most"]
     """Times take the best round, as the least disturbed; promises (`worst …`) take the worst."""
     digits: int = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of unwait: its name in the saved results, the page with its figures, and what is measured."""
+
+    name: str
+    page: Path
+    cells: dict[str, FlowCell]
+    rows: tuple[FlowRow, ...]
+    metrics: dict[str, Metric]
 
 
 METRICS = {
@@ -175,3 +193,5 @@ FLOW_ROWS = (
     FlowRow("flow-tokens", "tokens of calls of mixed size: windows exceeded", "exceeded", "at most", 0),
     FlowRow("flow-tokens", "tokens of calls of mixed size: used ÷ allowed", "used", "at least", 0.95),
 )
+
+FLOW = Part("flow", ROOT / "docs" / "flow.md", FLOW_CELLS, FLOW_ROWS, METRICS)

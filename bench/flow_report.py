@@ -1,4 +1,4 @@
-"""Renders the saved results of unwait.flow: the figures between the marks of docs/flow.md."""
+"""Renders the saved results of a part of unwait: the figures between the marks of its page, docs/flow.md."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from flow_cells import FLOW_CELLS, FLOW_ROWS, METRICS, FlowCell, FlowRow, Metric
-from report import NOISE, ROOT, disturbance_text, read_notes, replace_between_marks, table
-
-PAGE = ROOT / "docs" / "flow.md"
+from flow_cells import FlowCell, FlowRow, Metric, Part
+from report import NOISE, disturbance_text, read_notes, replace_between_marks, table
 
 
 def best(values: list[float], metric: Metric) -> float:
@@ -26,7 +24,8 @@ def written(chosen: float, median: float, digits: int) -> str:
 class FlowResults:
     """What was saved, with the figures that the tables need."""
 
-    def __init__(self, cells: dict[str, Any]) -> None:
+    def __init__(self, part: Part, cells: dict[str, Any]) -> None:
+        self.part = part
         self.cells = cells
 
     def values(self, cell: str, contender: str, metric: str) -> list[float]:
@@ -34,15 +33,15 @@ class FlowResults:
         return [measured[metric] for measured in entry.get("rounds", ()) if metric in measured]
 
     def figure(self, cell: FlowCell, contender: str, name: str) -> str:
-        values, metric = self.values(cell.name, contender, name), METRICS[name]
+        values, metric = self.values(cell.name, contender, name), self.part.metrics[name]
         if not values:
             return "failed" if "failed" in self.cells[cell.name].get(contender, {}) else "n/a"
         return written(best(values, metric), statistics.median(values), metric.digits)
 
     def measured(self, row: FlowRow) -> tuple[float, float] | None:
         """(best, median) of what the row's target is about, or None where it was not measured."""
-        metric = METRICS[row.metric]
-        ours = self.values(row.cell, FLOW_CELLS[row.cell].contenders[0], row.metric)
+        metric = self.part.metrics[row.metric]
+        ours = self.values(row.cell, row.of or self.part.cells[row.cell].contenders[0], row.metric)
         theirs = self.values(row.cell, row.against, row.metric)
         if not ours or (row.by != "itself" and not theirs):
             return None
@@ -62,7 +61,7 @@ class FlowResults:
         return "hit" if hit else "**miss**"
 
     def rows(self) -> list[FlowRow]:
-        return [row for row in FLOW_ROWS if row.cell in self.cells]
+        return [row for row in self.part.rows if row.cell in self.cells]
 
 
 def target_table(results: FlowResults) -> str:
@@ -79,10 +78,10 @@ def target_table(results: FlowResults) -> str:
 def cell_tables(results: FlowResults) -> str:
     """For each cell a table, a contender a line."""
     parts = []
-    for cell in FLOW_CELLS.values():
+    for cell in results.part.cells.values():
         if cell.name not in results.cells:
             continue
-        header = (cell.title, *(METRICS[name].title for name in cell.metrics))
+        header = (cell.title, *(results.part.metrics[name].title for name in cell.metrics))
         lines = (
             (contender, *(results.figure(cell, contender, name) for name in cell.metrics))
             for contender in cell.contenders
@@ -104,10 +103,10 @@ def losses(results: FlowResults) -> str:
     """Where another contender costs less, or does more, than unwait."""
     lines = []
     # What leaves out the very thing that is measured is no rival.
-    without = {row.against for row in FLOW_ROWS if row.by == "difference"}
-    for cell in FLOW_CELLS.values():
+    without = {row.against for row in results.part.rows if row.by == "difference"}
+    for cell in results.part.cells.values():
         for name in cell.metrics:
-            metric = METRICS[name]
+            metric = results.part.metrics[name]
             ours = results.values(cell.name, cell.contenders[0], name)
             if metric.best not in ("least", "most") or not ours or name == "items":
                 continue
@@ -124,11 +123,11 @@ def losses(results: FlowResults) -> str:
     return "Where another is ahead:\n" + "".join(lines) if lines else ""
 
 
-def runs_text(part: dict[str, Any]) -> str:
+def runs_text(saved: dict[str, Any]) -> str:
     lines = []
-    for name, run in part["runs"].items():
-        of = sorted(cell for cell, run_name in part["run_of"].items() if run_name == name)
-        what = "" if len(part["runs"]) == 1 else f" ({', '.join(of)})"
+    for name, run in saved["runs"].items():
+        of = sorted(cell for cell, run_name in saved["run_of"].items() if run_name == name)
+        what = "" if len(saved["runs"]) == 1 else f" ({', '.join(of)})"
         versions = ", ".join(f"{peer} {version}" for peer, version in run["versions"].items())
         lines.append(
             f"Run of {run['date']}{what}: {run['machine']}, {run['kernel']}, {run['python']}; {versions}.\n"
@@ -136,28 +135,28 @@ def runs_text(part: dict[str, Any]) -> str:
     return "".join(lines)
 
 
-def terminal_tables(cells: dict[str, Any]) -> str:
+def terminal_tables(part: Part, cells: dict[str, Any]) -> str:
     """The targets and figures of one run, for the terminal."""
-    results = FlowResults(cells)
+    results = FlowResults(part, cells)
     targets = target_table(results) + "\n" if results.rows() else ""
     return targets + cell_tables(results)
 
 
-def figures(part: dict[str, Any]) -> str:
+def figures(part: Part, saved: dict[str, Any]) -> str:
     """What stands between the marks."""
-    results = FlowResults(part["cells"])
+    results = FlowResults(part, saved["cells"])
     parts = (
         target_table(results),
         misses(results),
         losses(results),
         cell_tables(results),
-        runs_text(part) + disturbance_text(results.cells),
+        runs_text(saved) + disturbance_text(results.cells),
     )
     return "\n".join(parts)
 
 
-def render(path: Path) -> None:
-    """Write the figures between the two marks of docs/flow.md."""
-    part = json.loads(path.read_text()).get("flow")
-    if part is not None and PAGE.exists():
-        replace_between_marks(PAGE, figures(part))
+def render(path: Path, part: Part) -> None:
+    """Write the figures of the part between the two marks of its page."""
+    saved = json.loads(path.read_text()).get(part.name)
+    if saved is not None and part.page.exists():
+        replace_between_marks(part.page, figures(part, saved))

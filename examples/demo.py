@@ -1,14 +1,16 @@
-"""`make demo`: what waiting costs, in two parts; `make demo ARGS=pages` or `ARGS=calls` shows one of them.
+"""`make demo`: what waiting costs, in three parts; `make demo ARGS=pages`, `calls` or `documents` shows one of them.
 
 Pages: the documentation of Python's standard library, fetched one by one and then concurrently, with the real
 `unwait fetch`. Calls: the same 500 calls to an API that limits and fails, one by one, with asyncio.gather and with
-`unwait.map`.
+`unwait.map`. Documents: the pages again, into a database that can be searched, with the real `unwait ingest` one at
+a time and then concurrently, and three questions for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import subprocess
 import sys
@@ -35,6 +37,12 @@ SAMPLE = 20  # calls made one by one; they stand for all
 # The API's limits: so many seconds, and in any window of that length so many requests and so many tokens.
 WINDOW, REQUESTS, TOKENS = 5, 300, 24_000
 FAULTS = "--seed 5 --latency 0.25 --errors 0.06 --drops 0.01 --resets 0.01 --closes 0.02 --gzip 0.5"
+
+QUESTIONS = (
+    "how do I read a file line by line in reverse",
+    "wait for several coroutines to finish",
+    "parse command line arguments",
+)
 
 Job = dict[str, Any]
 Call = Callable[[Job], Awaitable[Any]]
@@ -247,18 +255,67 @@ def show_calls() -> None:
         unwait.run(compare(url))
 
 
+# Documents.
+
+
+def ingest(sitemap: str, store: Path, limit: int) -> tuple[float, dict[str, Any]]:
+    """Run the command; the seconds from start to end of the process, and its report."""
+    command = ["unwait", "ingest", sitemap, "--db", str(store), "--limit", str(limit)]
+    print(f"\n$ {' '.join(command)}", flush=True)
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", *command, "--json"], stdout=subprocess.PIPE, text=True)
+    took = time.perf_counter() - started
+    if done.returncode:
+        sys.exit(f"unwait ingest ended with exit code {done.returncode}")
+    report = json.loads(done.stdout)
+    counts = ", ".join(f"{count} {name}" for name, count in report["outcomes"].items() if count)
+    print(
+        f"  {took:.1f} s: {counts}; {report['chunks']:,} chunks, {report['embedded']:,} embedded; bottleneck "
+        f"{report['bottleneck']}; loop lag p99 {1000 * report['lag_p99']:.1f} ms"
+    )
+    return took, report
+
+
+def show_documents() -> None:
+    print("Rendering the documentation of the standard library …", flush=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="unwait-demo-") as name,
+        server("docs_server.py") as address,
+    ):
+        store = Path(name) / "kb.db"
+        sitemap = f"{address}sitemap.xml"
+        print(
+            "Each page is downloaded, cut into chunks, embedded, summarised and saved: no server, no key.\n"
+            "One at a time, then concurrently, then again with nothing changed:"
+        )
+        one_by_one, report = ingest(sitemap, Path(name) / "one-by-one.db", 1)
+        concurrent, same = ingest(sitemap, store, 64)
+        again, nothing = ingest(sitemap, store, 64)
+        if report["chunks"] != same["chunks"] or nothing["embedded"]:
+            sys.exit("the runs did not come to the same")
+        for question in QUESTIONS:
+            command = ["unwait", "search", question, "--db", str(store), "-k", "2"]
+            print(f'\n$ unwait search "{question}" --db {store} -k 2', flush=True)
+            subprocess.run([sys.executable, "-m", *command], check=True)
+    print(f"\n{same['outcomes']['added']} pages, {same['chunks']:,} chunks, the same both times:")
+    print(f"  one at a time   {one_by_one:6.2f} s")
+    print(f"  concurrently    {concurrent:6.2f} s   {one_by_one / concurrent:.1f} times as fast")
+    print(f"  nothing changed {again:6.2f} s")
+
+
+PARTS = {"pages": show_pages, "calls": show_calls, "documents": show_documents}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", nargs="?", choices=["pages", "calls"], help="only this one")
-    part = parser.parse_args().part
-    if part != "calls":
-        show_pages()
-    if part is None:
-        print(f"\n{'─' * WIDTH}\n")
-    if part != "pages":
-        show_calls()
+    parser.add_argument("part", nargs="?", choices=list(PARTS), help="only this one")
+    chosen = parser.parse_args().part
+    for number, name in enumerate([chosen] if chosen else PARTS):
+        if number:
+            print(f"\n{'─' * WIDTH}\n")
+        PARTS[name]()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python examples/docs_server.py --port 8080
 
 Every page is rendered by pydoc from a module that is installed here. `/` links to all pages, `/urls.txt` has
-their addresses one a line, `/asyncio.html` is the page of asyncio. The latency of a page is drawn from its
-name, so that two runs over the same pages meet the same waits.
+their addresses one a line, `/sitemap.xml` has them as a sitemap, `/asyncio.html` is the page of asyncio. The
+latency of a page is drawn from its name, so that two runs over the same pages meet the same waits.
 """
 
 import argparse
@@ -69,6 +69,11 @@ def make_app(pages: dict[str, bytes], median: float = 0.08) -> web.Application:
     async def urls(request: web.Request) -> web.Response:
         return web.Response(text="".join(f"{request.url.origin()}/{name}.html\n" for name in pages))
 
+    async def sitemap(request: web.Request) -> web.Response:
+        places = "".join(f"<url><loc>{request.url.origin()}/{name}.html</loc></url>" for name in pages)
+        body = f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{places}</urlset>'
+        return web.Response(text=body, content_type="application/xml")
+
     async def page(request: web.Request) -> web.Response:
         name = request.match_info["name"]
         await asyncio.sleep(latency(name, median))
@@ -79,6 +84,7 @@ def make_app(pages: dict[str, bytes], median: float = 0.08) -> web.Application:
     app = web.Application()
     app.router.add_get("/", index)
     app.router.add_get("/urls.txt", urls)
+    app.router.add_get("/sitemap.xml", sitemap)
     app.router.add_get("/{name}.html", page)
     return app
 

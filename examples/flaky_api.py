@@ -13,6 +13,9 @@ What it answers:
     GET  /items/{id}     a small JSON object, always the same for an id
     GET  /pages/{n}      an HTML page
     POST /v1/complete    JSON {"id", "prompt", "max_tokens"}: costs the words of the prompt and max_tokens
+    POST /v1/embeddings  as OpenAI's: vectors of the texts in "input", near for texts that share words
+    POST /v1/chat/completions   as OpenAI's: a text, or JSON true to the schema of "response_format"
+    GET  /v1/models      the names of the models that these two know
     GET  /etag/{id}      a body with ETag and Last-Modified, fresh for ?max_age=; PUT it for a new version
     GET  /redirect/{n}   n redirects in a row; /redirect/loop is endless; ?status= chooses one of the four
     GET  /slow           a body that trickles for ?seconds=, in ?pieces=
@@ -20,7 +23,7 @@ What it answers:
     GET  /stats          what it counted; ?window= and ?burst= in seconds choose what the maxima are of
     POST /reset          forgets all it counted and admitted
 
-Only items, pages and completions meet faults by chance. ?faults=503,reset,ok names those of the first
+Only items, pages and POSTs to /v1/ meet faults by chance. ?faults=503,reset,ok names those of the first
 attempts instead, and 429 and 503 then come with a Retry-After of 1 s. The limits hold for all but the last two.
 """
 
@@ -38,7 +41,7 @@ import struct
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from functools import cache
 from hashlib import blake2b
@@ -46,6 +49,7 @@ from typing import Any, NamedTuple, Self
 
 from aiohttp import web
 from flaky_faults import BAD_DAY, REDIRECTS, Fate, Faults, Seen, Stats, Window, draws, lognormal, options
+from flaky_models import Call, Refused, chat, embeddings, models
 
 _EPOCH = 1_700_000_000  # what Last-Modified counts from
 _PHRASE = "the quick brown fox jumps over a lazy dog while nobody waits for any answer"
@@ -64,8 +68,11 @@ def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None
     return Answer(body, {"Content-Type": "application/json", **(headers or {})}, status)
 
 
-def as_error(status: int, kind: str, message: str) -> Answer:
-    return as_json({"error": {"type": kind, "code": status, "message": message}}, status)
+def as_error(status: int, kind: str, message: str, code: str | None = None) -> Answer:
+    return as_json({"error": {"type": kind, "code": code or status, "message": message}}, status)
+
+
+_UNKNOWN_KEY = as_error(401, "invalid_request_error", "incorrect API key provided", "invalid_api_key")
 
 
 def as_span(seconds: float) -> str:
@@ -121,6 +128,9 @@ class FlakyApi:
                 web.get("/items/{id}", self._item, allow_head=False),
                 web.get("/pages/{n}", self._page, allow_head=False),
                 web.post("/v1/complete", self._complete),
+                web.post("/v1/embeddings", self._embeddings),
+                web.post("/v1/chat/completions", self._chat),
+                web.get("/v1/models", self._models, allow_head=False),
                 web.get("/etag/{id}", self._etag, allow_head=False),
                 web.put("/etag/{id}", self._new_version),
                 web.get("/redirect/{n}", self._redirect, allow_head=False),
@@ -203,6 +213,35 @@ class FlakyApi:
         cost = max(1, len(prompt) + max_tokens)
         return await self._serve(request, f"{request.path}#{name}", cost, answer)
 
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        return await self._model(request, embeddings)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._model(request, chat)
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        answer = as_json(models(self.faults)) if self._is_known(request) else _UNKNOWN_KEY
+        return await self._serve(request, request.path, 1, lambda: answer, otherwise="ok")
+
+    def _is_known(self, request: web.Request) -> bool:
+        key = self.faults.api_key
+        return key is None or request.headers.get("Authorization") == f"Bearer {key}"
+
+    async def _model(
+        self, request: web.Request, understood: Callable[[bytes, Faults], Call]
+    ) -> web.StreamResponse:
+        sent = await request.read()
+        problem = None if self._is_known(request) else _UNKNOWN_KEY
+        if problem is None:
+            try:
+                call = understood(sent, self.faults)
+            except Refused as refused:
+                problem = as_error(refused.status, "invalid_request_error", str(refused), refused.code)
+        if problem is not None:
+            return await self._serve(request, request.path, 1, lambda: problem, otherwise="ok")
+        name = f"{request.path}#{call.payload}"
+        return await self._serve(request, name, call.cost, lambda: as_json(call.answer()), texts=call.texts)
+
     async def _etag(self, request: web.Request) -> web.StreamResponse:
         version = self._versions[request.path]
         tag = f'"{self.faults.seed}-{version}"'
@@ -280,17 +319,19 @@ class FlakyApi:
         *,
         otherwise: str | None = None,
         trickle: tuple[float, int] | None = None,
+        texts: Sequence[str] = (),
     ) -> web.StreamResponse:
         """Count the request, hold it against the limits, then let happen what is its fate.
 
-        `otherwise` is the fate of what meets no fault by chance; `trickle` the seconds and pieces of a slow body.
+        `otherwise` is the fate of what meets no fault by chance; `trickle` the seconds and pieces of a slow body;
+        `texts` what counts as embedded once it is answered.
         """
         stats, faults = self.stats, self.faults
         now = time.monotonic()
         seen = stats.arrived(identity, tokens, now)
         stats.concurrent += 1
         stats.concurrent_max = max(stats.concurrent, stats.concurrent_max)
-        exchange = _Exchange(request, stats, seen)
+        exchange = _Exchange(request, stats, seen, tokens, texts)
         try:
             refusal = self._refusal(identity, seen, tokens, now)
             exchange.headers = self._quota(now)
@@ -396,10 +437,14 @@ class FlakyApi:
 class _Exchange:
     """One request and the ways to answer it or not; only what was sent to its end is counted as answered."""
 
-    def __init__(self, request: web.Request, stats: Stats, seen: Seen) -> None:
+    def __init__(
+        self, request: web.Request, stats: Stats, seen: Seen, tokens: int, texts: Sequence[str]
+    ) -> None:
         self._request = request
         self._stats = stats
         self._seen = seen
+        self._tokens = tokens
+        self._texts = texts
         self.headers: dict[str, str] = {}  # of every answer
 
     async def answer(self, answer: Answer) -> web.StreamResponse:
@@ -433,13 +478,21 @@ class _Exchange:
 
     def _answered(self, answer: Answer) -> None:
         not_before = -math.inf if answer.delay is None else time.monotonic() + answer.delay
-        self._stats.answered(self._seen, answer.status, not_before)
+        self._stats.answered(self._seen, answer.status, not_before, self._tokens)
+        if answer.status == 200:
+            self._stats.embedded.update(self._texts)
 
     async def _begin(self, answer: Answer) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers={**answer.headers, **self.headers})
         response.content_length = len(answer.body)
         await response.prepare(self._request)
         return response
+
+
+_CHOICES = {
+    "retry_after": ["both", "seconds", "date", "none"],
+    "response_format": ["json_schema", "json_object"],
+}
 
 
 def parse(arguments: list[str] | None = None) -> tuple[int, Faults]:
@@ -450,8 +503,8 @@ def parse(arguments: list[str] | None = None) -> tuple[int, Faults]:
     parser.add_argument("--port", type=int, default=8080, help="0 picks a free one (default: 8080)")
     parser.add_argument("--bad-day", action="store_true", help=f"as if given: {as_options(BAD_DAY)}")
     for name, default, meaning in options():
-        kind = {"rpm": int, "tpm": int, "retry_after": str}.get(name, type(default))
-        choices = ["both", "seconds", "date", "none"] if name == "retry_after" else None
+        kind = {"rpm": int, "tpm": int, "api_key": str}.get(name, type(default))
+        choices = _CHOICES.get(name)
         text = f"{meaning} (default: {'none' if default is None else default})"
         parser.add_argument(
             f"--{name.replace('_', '-')}",

@@ -76,11 +76,21 @@ class Faults:
     closes: float = _option(0.0, "share of answers after which the connection is closed unannounced")
     gzip: float = _option(0.0, "share of answers compressed, for clients that accept gzip")
     page_bytes: int = _option(20_000, "median size of a page")
+    invalid: int = _option(0, "first answers of a conversation that are not the JSON that was asked for")
+    response_format: Literal["json_schema", "json_object"] = _option(
+        "json_schema", "the most that chat knows; json_object refuses schemas"
+    )
+    models: str = _option(
+        "", "names of the models there are, with commas; others are answered 404 (none: any name)"
+    )
+    api_key: str | None = _option(None, "what /v1/ wants as a bearer token; others are answered 401")
 
     def __post_init__(self) -> None:
         for name in ("rpm", "tpm", "window", "burst", "persist", "page_bytes"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, not {value!r}")
+        if self.invalid < 0:
+            raise ValueError(f"invalid must not be negative, and is {self.invalid!r}")
         for name in ("latency", "spread", "slow_seconds"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, not {value!r}")
@@ -185,6 +195,7 @@ class Seen:
     received: int = 0  # requests, refused ones included
     admitted: int = 0  # not refused by a limit
     completed: int = 0  # answers 2xx of which the last byte was handed to the system
+    tokens: int = 0  # of those
     overloaded: bool = False  # the last answer was 429 or 503
     not_before: float = -math.inf  # when the last answer asked for the next request
 
@@ -217,6 +228,9 @@ class Stats:
         self.admitted = bytearray()  # 1 for each arrival that no limit refused
         self.retries = array("d")  # arrivals whose previous answer, for the same identity, was 429 or 503
         self.early = 0  # arrivals before the time that the previous answer's Retry-After had named
+        self.embedded: Counter[str] = (
+            Counter()
+        )  # how often each text, with its model, was embedded and answered
 
     def arrived(self, identity: str, tokens: int, now: float) -> Seen:
         seen = self.seen.get(identity)
@@ -238,11 +252,13 @@ class Stats:
         seen.admitted += 1
         return seen.admitted - 1
 
-    def answered(self, seen: Seen, status: int, not_before: float = -math.inf) -> None:
+    def answered(self, seen: Seen, status: int, not_before: float = -math.inf, tokens: int = 0) -> None:
         self.statuses[status] += 1
         seen.not_before = not_before
         seen.overloaded = status in (429, 503)
-        seen.completed += 200 <= status < 300
+        if 200 <= status < 300:
+            seen.completed += 1
+            seen.tokens += tokens
 
     @property
     def refused(self) -> int:
@@ -257,6 +273,26 @@ class Stats:
     def repeated(self) -> list[str]:
         """What was completed more than once."""
         return [identity for identity, seen in self.seen.items() if seen.completed > 1]
+
+    @property
+    def embedded_again(self) -> int:
+        """Texts that were embedded more than once."""
+        return sum(count > 1 for count in self.embedded.values())
+
+    @property
+    def endpoints(self) -> dict[str, dict[str, int]]:
+        """For each endpoint of a model: payloads, requests, answers, payloads answered more than once, tokens."""
+        found: dict[str, dict[str, int]] = {}
+        for identity, seen in self.seen.items():
+            path, separator, _ = identity.partition("#")
+            if not separator:
+                continue
+            names = ("payloads", "received", "completed", "repeated", "tokens")
+            counts = found.setdefault(path, dict.fromkeys(names, 0))
+            more = (1, seen.received, seen.completed, seen.completed > 1, seen.tokens)
+            for name, count in zip(names, more, strict=True):
+                counts[name] += count
+        return found
 
     def most_requests(self, seconds: float | None = None, *, admitted: bool = False) -> int:
         """The most requests that arrived (or were admitted) in any `seconds`, the window's unless given."""
@@ -300,6 +336,8 @@ class Stats:
             "early": self.early,
             "largest_burst": {"seconds": burst, "retries": self.largest_burst(burst)},
             "repeated": self.repeated,
+            "endpoints": self.endpoints,
+            "embedded": {"texts": len(self.embedded), "again": self.embedded_again},
             "ids": {key: [seen.received, seen.completed] for key, seen in self.seen.items()},
         }
 

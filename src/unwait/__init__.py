@@ -19,6 +19,11 @@ from unwait.loop import (
 from unwait.version import __version__
 
 if TYPE_CHECKING:
+    from unwait.documents.ingest import ingest
+    from unwait.documents.model import SourceFailed
+    from unwait.documents.report import IngestReport
+    from unwait.documents.search import Hit, search
+    from unwait.documents.store import Store, StoreBusy, StoreError, open_store
     from unwait.flow.batches import Batch
     from unwait.flow.codec import CodecError
     from unwait.flow.fanout import Stream, map, stream
@@ -45,6 +50,8 @@ _LATER = {
     "ClientError": "web.errors",
     "CodecError": "flow.codec",
     "DuplicateKey": "flow.saving",
+    "Hit": "documents.search",
+    "IngestReport": "documents.report",
     "Journal": "flow.journal",
     "JournalBusy": "flow.journal",
     "JournalError": "flow.journal",
@@ -60,13 +67,33 @@ _LATER = {
     "Results": "flow.outcome",
     "Retry": "flow.retry",
     "RetryBudget": "flow.retry",
+    "SourceFailed": "documents.model",
     "Stage": "flow.pipeline",
     "StatusError": "web.errors",
+    "Store": "documents.store",
+    "StoreBusy": "documents.store",
+    "StoreError": "documents.store",
     "Stream": "flow.fanout",
     "WorkerCrashed": "flow.workers",
     "fetch": "web.fetch",
+    "ingest": "documents.ingest",
     "map": "flow.fanout",
+    "open_store": "documents.store",
+    "search": "documents.search",
     "stream": "flow.fanout",
+}
+
+# What comes with unwait[documents], by the names of its modules.
+_OF_DOCUMENTS = {
+    "aiohttp",
+    "multidict",
+    "yarl",
+    "numpy",
+    "pydantic",
+    "pypdfium2",
+    "selectolax",
+    "semantic_text_splitter",
+    "wordllama",
 }
 
 __all__ = [
@@ -76,6 +103,8 @@ __all__ = [
     "ClientError",
     "CodecError",
     "DuplicateKey",
+    "Hit",
+    "IngestReport",
     "Journal",
     "JournalBusy",
     "JournalError",
@@ -93,18 +122,25 @@ __all__ = [
     "Retry",
     "RetryBudget",
     "Runner",
+    "SourceFailed",
     "Stage",
     "StatusError",
+    "Store",
+    "StoreBusy",
+    "StoreError",
     "Stream",
     "WorkerCrashed",
     "__version__",
     "fetch",
+    "ingest",
     "install",
     "map",
     "new_event_loop",
     "open_connection",
+    "open_store",
     "open_unix_connection",
     "run",
+    "search",
     "start_server",
     "start_unix_server",
     "stream",
@@ -118,9 +154,16 @@ def __getattr__(name: str) -> object:
         module = importlib.import_module(f"unwait.{_LATER[name]}")
     except ModuleNotFoundError as missing:
         # The last two come with aiohttp, and are imported first.
-        if (missing.name or "").partition(".")[0] not in ("aiohttp", "multidict", "yarl"):
-            raise
-        raise ImportError(f'unwait.{name} needs aiohttp: pip install "unwait[web]"', name="aiohttp") from None
+        lacking = (missing.name or "").partition(".")[0]
+        if lacking in ("aiohttp", "multidict", "yarl") and not _LATER[name].startswith("documents"):
+            raise ImportError(
+                f'unwait.{name} needs aiohttp: pip install "unwait[web]"', name="aiohttp"
+            ) from None
+        if lacking in _OF_DOCUMENTS:
+            raise ImportError(
+                f'unwait.{name} needs {lacking}: pip install "unwait[documents]"', name=lacking
+            ) from None
+        raise
     found: object = getattr(module, name)
     globals()[name] = found
     return found

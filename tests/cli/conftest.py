@@ -1,7 +1,10 @@
 """The commands as a person runs them: a real process, real servers on 127.0.0.1."""
 
+from __future__ import annotations
+
 import asyncio
 import os
+import pty
 import subprocess
 import sys
 import threading
@@ -9,10 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from aiohttp import web
+
+if TYPE_CHECKING:
+    from unwait.documents.model import Document
 
 # Where the loop is not compiled, the one line that says so would stand between the lines compared here.
 ENVIRONMENT = {
@@ -205,3 +212,93 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
     for process in running:
         with process:
             process.kill()
+
+
+STEERING = "\x1b[2J\x07\u202e"  # what would clear a terminal, ring, and turn the line around
+
+
+def document(uri: str, title: str, *chunks: tuple[tuple[str, ...], str], **parts: Any) -> Document:
+    """A document of these chunks, each with its section; the vectors tell nothing."""
+    import numpy as np
+
+    from unwait.documents.model import Chunk, Document, Versions, digest
+
+    made, end = [], 0
+    for position, (section, text) in enumerate(chunks):
+        made.append(Chunk(digest(uri, text), position, end, end + len(text), text, section))
+        end += len(text)
+    versions = Versions("chunks", "wordllama-256", "summary")
+    vectors = np.eye(len(made), 256, dtype=np.float32)
+    return Document(uri, "/origin", title, "html", digest(uri), versions, made, vectors, **parts)
+
+
+async def _fill(path: Path) -> None:
+    from unwait.documents.model import Failure, Record
+    from unwait.documents.store import open_store
+
+    keys = document(
+        "https://docs.example/keys",
+        f"Keys{STEERING}",
+        ((f"Keys{STEERING}", "Rotation"), "To rotate a key, call rotate and wait.\n\n"),
+        ((f"Keys{STEERING}", "Loss"), f"A lost key{STEERING}\0 is\ud800 gone."),
+        summary=f"All about keys{STEERING}.",
+        metadata={"lang": "en", "year": 2024},
+        records=[
+            Record(
+                "Invoice", {"total": -5, "name": "=HYPERLINK(1)", "items": [{"n": 1}], "uri": "+1"}, 0, 12
+            ),
+            Record("Invoice", {"total": 7.5, "name": 'Größe, "x"', "paid": True, "note": None}, 12, 40),
+        ],
+    )
+    note = document(
+        str(path.parent / "notes" / "a.md"),
+        "",
+        ((), "Notes on timeouts."),
+        metadata={"lang": "de"},
+        records=[Record("Person", {"name": "Ada"}, 0, 5)],
+    )
+    async with open_store(str(path)) as store:
+        run = await store.begin({"embed": "wordllama"})
+        for each in (keys, note):
+            await store.save(each, run)
+        await store.fail(
+            Failure(
+                f"https://docs.example/gone{STEERING}", "/origin", "load", "not found", f"HTTP 404{STEERING}"
+            ),
+            run,
+        )
+
+
+@pytest.fixture
+def knowledge(tmp_path: Path) -> Path:
+    """A store with two documents, of which one would like to steer the terminal, and a failure."""
+    path = tmp_path / "kb.db"
+    asyncio.run(_fill(path))
+    return path
+
+
+@pytest.fixture
+def on_terminal(environment: dict[str, str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the `unwait` command with stdout or stderr on a terminal: its exit code, what appears there, the other."""
+
+    def run(*arguments: str, stream: str = "stdout", **options: Any) -> tuple[int, str, str]:
+        ours, theirs = pty.openpty()
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: theirs}
+        env = {**environment, "TERM": "xterm", **options.pop("env", {})}
+        with subprocess.Popen(
+            [sys.executable, "-m", "unwait", *arguments], env=env, **streams, **options
+        ) as process:
+            os.close(theirs)
+            seen = b""
+            try:
+                while data := os.read(ours, 65536):
+                    seen += data
+            except OSError:
+                pass  # the other end is closed
+            os.close(ours)
+            other = process.stderr if stream == "stdout" else process.stdout
+            assert other is not None
+            rest = other.read()
+        return process.returncode, seen.decode(), rest.decode()
+
+    return run

@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.live import Live
 
 from unwait.flow import progress
+from unwait.flow.pipeline import Pipeline, Stage
+from unwait.flow.pipeline_report import PipelineReport, StageReport
 from unwait.flow.progress import Pace, showing, span, write_line
 from unwait.flow.stats import Report
 
@@ -510,13 +512,154 @@ def test_a_terminal_that_is_closed_disturbs_nothing(virtual, terminal, monkeypat
         stream.close()  # which tries once more
 
 
+# Pipelines
+
+
+def pipeline_of(total, *names):
+    clock = asyncio.get_running_loop().time
+    report = PipelineReport(clock, total)
+    report.stages += [StageReport(name, 2, 2, Report(clock)) for name in names]
+    return report
+
+
+async def flow(how, report, seconds, *, per_second, busy, queued=0, failing=0):
+    """Each stage lets `per_second` of its own pass; `busy` are the calls at the same time."""
+    with showing(how, report, " → ".join(stage.name for stage in report.stages)):
+        for _ in range(seconds):
+            for stage, passed, calls in zip(report.stages, per_second, busy, strict=True):
+                stage.passed += passed
+                stage.calls.calling += calls
+            report.stages[0].failed += failing
+            report.failed += failing
+            report.stages[-1].queued = queued
+            report.done += per_second[-1]
+            await asyncio.sleep(1)
+        report.end()
+
+
+def test_a_line_of_a_pipeline_names_the_bottleneck_and_its_queue(virtual, capsys):
+    async def main():
+        report = pipeline_of(1000, "fetch", "store")
+        await flow(True, report, 6, per_second=(50, 20), busy=(0.5, 1.8), queued=30)
+
+    virtual(main())
+    assert capsys.readouterr().err.splitlines() == [
+        "fetch → store: 100/1000 done, 20/s, ETA 45 s, bottleneck store (90 % busy, 30 queued)",
+        "fetch → store: 120/1000 done, 20/s, in 6 s, bottleneck store (90 % busy, 30 queued)",
+    ]
+
+
+def test_a_pipeline_has_a_bar_for_each_stage_and_one_for_the_whole(virtual, terminal):
+    async def main():
+        report = pipeline_of(400, "fetch [it]", "store")
+        await flow(True, report, 3, per_second=(49, 20), busy=(0.5, 1.8), queued=30, failing=1)
+
+    with terminal:
+        virtual(main())
+    rows = [" ".join(re.sub("[━╸╺]+", "=", row).split()) for row in terminal.rows()]
+    # What a stage fails with, the next one never sees.
+    for expected in (
+        r"fetch \[it\] = 100/400 50/s \d+ % busy",
+        r"store = 40/398 20/s \d+ % busy queue 30",
+        r"all = bottleneck store 40/400 done 2 failed \d+/s ETA \d+ s",
+    ):
+        assert any(re.fullmatch(expected, row) for row in rows), expected
+    assert rows[-3:] == [
+        "fetch [it] = 150 50/s 25 % busy",
+        "store = 60 20/s 90 % busy queue 30",
+        "all = bottleneck store 60/400 done 3 failed 21/s in 3 s",
+    ]
+
+
+def test_without_a_total_the_stages_are_counted(virtual, terminal):
+    async def main():
+        report = pipeline_of(None, "fetch", "store")
+        await flow(True, report, 1, per_second=(50, 20), busy=(0, 0))
+
+    with terminal:
+        virtual(main())
+    rows = terminal.rows()
+    assert not any("/5" in row or "None" in row or "bottleneck" in row for row in rows)
+    assert re.fullmatch(r"fetch ━+ 50 +50/s  0 % busy *", rows[-3])
+    assert re.fullmatch(r"all   ━+ 20 done  20/s  in 1 s *", rows[-1])
+
+
+@pytest.mark.parametrize("columns", [24, 30, 40, 60])
+def test_on_a_narrow_terminal_a_row_is_a_line_of_whole_texts(virtual, terminal, monkeypatch, columns):
+    async def main():
+        await flow(
+            True, pipeline_of(4000, "fetch", "store"), 2, per_second=(490, 200), busy=(0.5, 1.8), queued=30
+        )
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with terminal:
+        virtual(main())
+    rows = terminal.rows()
+    assert all(len(row) <= columns and "…" not in row for row in rows)
+    assert {row.split()[0] for row in rows} == {"fetch", "store", "all"}
+    assert "980" in rows[-3]
+    assert "bottleneck store" in rows[-1]
+
+
+def test_the_rows_of_a_pipeline_appear_and_leave_together(virtual, terminal):
+    async def main():
+        await asyncio.gather(
+            run(True, report_of(), 4, "longer"),
+            flow(True, pipeline_of(10, "fetch", "store"), 2, per_second=(1, 1), busy=(1, 1)),
+        )
+
+    with terminal:
+        virtual(main())
+    frames = re.split(r"(?=longer )", "\n".join(terminal.rows()))
+    names = [tuple(row.split()[0] for row in frame.splitlines()) for frame in frames if frame]
+    assert {"longer", "fetch", "store", "all"} == {name for frame in names for name in frame}
+    assert names[-1] == ("longer",)
+    assert ("longer", "fetch", "store", "all") in names
+
+
+def test_no_frame_has_some_of_the_rows_of_a_pipeline(virtual, terminal):
+    async def main():
+        await flow(True, pipeline_of(10, "fetch", "store"), 2, per_second=(1, 1), busy=(1, 1))
+
+    with terminal:
+        virtual(main())
+    names = [row.split()[0] for row in terminal.rows()]
+    assert names == ["fetch", "store", "all"] * (len(names) // 3)
+
+
+def test_a_running_pipeline_shows_its_queues_and_its_total_once_that_is_known(virtual):
+    shown = []
+
+    async def numbers():
+        for number in range(30):
+            yield number
+
+    async def fetch(number):
+        return number
+
+    async def store(number):
+        await asyncio.sleep(1)
+
+    def look(report):
+        shown.append((report.total, report.stages[1].queued, report.bottleneck))
+
+    async def main():
+        stages = [Stage(fetch, limit=5), Stage(store, limit=1, queue=8)]
+        await Pipeline(stages).run(numbers(), progress=look)
+
+    virtual(main())
+    assert (None, 8, "store") in shown
+    assert (30, 3, "store") in shown
+    assert shown[-1] == (30, 0, "store")
+
+
 # Numbers
 
 
 def test_the_rate_is_that_of_the_last_seconds(virtual):
     async def main():
         report = report_of()
-        pace = Pace(report, asyncio.get_running_loop().time)
+        pace = Pace(lambda: report.done + report.failed, asyncio.get_running_loop().time)
         assert pace.measure() is None
         for _ in range(10):
             report.done += 100

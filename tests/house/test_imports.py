@@ -28,6 +28,16 @@ MAY_IMPORT = {
 
 # What an extra brings, and in which rooms it may be used at all.
 HEAVY = {"aiohttp", "rich", "typer"}
+OF_DOCUMENTS = {
+    "asyncpg",
+    "numpy",
+    "pydantic",
+    "pypdfium2",
+    "ray",
+    "selectolax",
+    "semantic_text_splitter",
+    "wordllama",
+}
 MAY_USE_HEAVY = {"cli", "web", "documents", "watch", "migrate"}
 # The bar on a terminal; where rich is missing, progress comes in lines.
 MAY_DO_WITHOUT = {"unwait/flow/progress.py": {"rich"}}
@@ -102,7 +112,7 @@ def test_the_public_face_is_one_file():
     outside = [path for path in PYTHON_FILES if room_of(path) is None]
     assert {path.name for path in outside} <= {"__init__.py", "__main__.py", "version.py"}
     for path in outside:
-        allowed = {"loop", "flow", "web"} if path.name == "__init__.py" else {"cli"}
+        allowed = {"loop", "flow", "web", "documents"} if path.name == "__init__.py" else {"cli"}
         assert {room for room, _ in rooms_imported(path)} <= allowed
 
 
@@ -114,14 +124,18 @@ def test_the_extras_are_used_upstairs_only(path):
     assert [module for module, _ in imported(path) if module.split(".")[0] in refused] == []
 
 
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=name_of)
+def test_what_documents_needs_is_used_there_only(path):
+    if room_of(path) != "documents":
+        assert [module for module, _ in imported(path) if module.split(".")[0] in OF_DOCUMENTS] == []
+
+
 def test_import_unwait_pulls_in_nothing_heavy():
     code = "import sys, unwait; print(' '.join(sorted({name.partition('.')[0] for name in sys.modules})))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(result.stdout.split())
     assert "unwait" in modules
-    assert (
-        modules & (HEAVY | {"Cython", "numpy", "pydantic", "httpx", "click", "uvloop", "hypothesis"}) == set()
-    )
+    assert modules & (HEAVY | OF_DOCUMENTS | {"Cython", "httpx", "click", "uvloop", "hypothesis"}) == set()
 
 
 def test_import_unwait_loads_no_room_but_the_loop_and_flow():

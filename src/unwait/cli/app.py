@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 import unwait
-from unwait.cli import journal
-from unwait.cli.fetch import EPILOG, fetch
+from unwait.cli import documents, fetch, ingest, journal, search
 from unwait.cli.run import SUMMARY
 from unwait.cli.run import run as run_program
 
@@ -22,6 +21,9 @@ Examples:
   unwait fetch --from urls.txt -o pages  many URLs at once, each body to a file
   unwait fetch --requests calls.jsonl -o results.jsonl
   unwait journal show results.jsonl.journal
+  unwait ingest handbook.pdf notes/      documents into kb.db, to be searched
+  unwait search "how do I rotate a key"
+  unwait documents list
 
 unwait COMMAND --help tells the rest.
 """
@@ -64,5 +66,8 @@ def run(arguments: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT [A
     run_program(arguments or [])
 
 
-app.command("fetch", epilog=EPILOG)(fetch)
+app.command("fetch", epilog=fetch.EPILOG)(fetch.fetch)
 app.add_typer(journal.app, name="journal")
+app.command("ingest", epilog=ingest.EPILOG)(ingest.ingest)
+app.command("search", epilog=search.EPILOG)(search.search)
+app.add_typer(documents.app, name="documents")

@@ -8,12 +8,6 @@ from typing import Annotated
 
 import typer
 
-from unwait.cli import fetch_options as given
-from unwait.cli.fetch_requests import fetch_requests
-from unwait.cli.fetch_urls import fetch_urls
-from unwait.flow.journal import JournalError
-from unwait.web.many import ClientOptions
-
 EPILOG = """
 URLs. Each distinct URL is fetched once, however often it is named. A file given with --from has one URL a line;
 empty lines and lines that begin with # are skipped. With --journal, a later run with --resume fetches only what
@@ -118,6 +112,13 @@ def fetch(
     ] = None,
 ) -> None:
     """Fetch many URLs, or make many requests, at once; one that fails costs the others nothing."""
+    # Here, so that the other commands do not wait for them.
+    from unwait.cli import fetch_options as given
+    from unwait.cli.fetch_requests import fetch_requests
+    from unwait.cli.fetch_urls import fetch_urls
+    from unwait.flow.journal import JournalError
+    from unwait.web.many import ClientOptions
+
     policy = given.Retries(retries)
     options = ClientOptions(
         per_host=per_host,

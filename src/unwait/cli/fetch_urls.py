@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import time
@@ -14,6 +13,7 @@ import unwait
 from unwait.cli.fetch_options import Job, allow_files, bad, check_files
 from unwait.cli.fetch_output import Output
 from unwait.cli.report import print_table, totals
+from unwait.cli.stdio import tolerate_characters
 from unwait.web.fetch import Fetched, fetch_as_completed
 
 
@@ -34,9 +34,7 @@ def fetch_urls(
         except OSError as error:
             raise bad(f"cannot make {directory}: {error.strerror}", "--output") from None
     allow_files(min(job.tasks, len(wanted)))
-    # What a server sends must not fail on a terminal that cannot show it.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    tolerate_characters()
 
     results: list[Fetched] = []
     outputs = [Output(None, "--json")] if as_json else []

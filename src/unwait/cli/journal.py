@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import sys
@@ -11,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from unwait.cli.stdio import tolerate_characters, written
 from unwait.flow.codec import codec_named
 from unwait.flow.faults import describe
 from unwait.flow.journal import JournalError
@@ -136,7 +136,9 @@ def export(
     ] = False,
 ) -> None:
     """The items and their values as JSON Lines."""
-    with _opened(file) as journal, _written(output, file) as out:
+    if output is not None and output.exists() and file.exists() and output.samefile(file):
+        raise typer.BadParameter("that is the journal itself", param_hint="--output")
+    with _opened(file) as journal, written(output, _fail) as out:
         values = _values(journal.codec, unpickle)
         for item in journal.items(failed=failed):
             line = {
@@ -177,35 +179,12 @@ def _values(codec: str, unpickle: bool) -> Callable[[Item], dict[str, Any]]:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[JournalReader]:
-    # What is in a journal must not fail on a terminal that cannot show it.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    tolerate_characters()
     try:
         with JournalReader(file) as journal:
             yield journal
     except JournalError as error:
         _fail(str(error))
-
-
-@contextmanager
-def _written(output: Path | None, journal: Path) -> Iterator[TextIO]:
-    """Standard output or the file, which appears under its name only when it is complete."""
-    if output is None:
-        yield sys.stdout
-        return
-    if output.exists() and output.samefile(journal):
-        raise typer.BadParameter("that is the journal itself", param_hint="--output")
-    part = output.with_name(f"{output.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            yield file
-        part.replace(output)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        _fail(f"cannot write {output}: {error.strerror}")
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _fail(message: str) -> NoReturn:

@@ -62,15 +62,16 @@ class Source:
     """Where one document comes from.
 
     `uri` is its name in the store: a URL, or the absolute path of a file, with `#` and a line's id for JSON Lines; it
-    always is text that UTF-8 can hold. `origin` is what the person named (a directory, a sitemap), in the same
-    spelling in each run: what an origin no longer lists is what --prune removes. `path` is the file as the system
-    spells it. `content` is there if listing it brought it along. `metadata` joins that of the document.
+    always is text that UTF-8 can hold, without secrets. `location` is the URL to load it from where that is another,
+    with secrets in it. `origin` is what the person named (a directory, a sitemap), in the same spelling in each run:
+    what an origin no longer lists is what --prune removes. `path` is the file as the system spells it. `content` is there if listing it brought it along. `metadata` joins that of the document.
     `problem` stands in place of what could not be listed.
     """
 
     uri: str
     origin: str
     path: str | None = None
+    location: str | None = None
     content: Content | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     problem: SourceFailed | None = None

@@ -172,7 +172,8 @@ class Pipeline:
     """Functions one behind the other: `results = await Pipeline([download, Stage(parse, where="process")]).run(urls)`.
 
     `stages` are functions, or a `Stage` where there is more to say. With `journal`, a file, each item's result is
-    saved under `key(item)` or a key made of the item itself, and a second run works only on what is missing.
+    saved under `key(item)` or a key made of the item itself, and a second run works only on what is missing. Where a
+    stage saves by itself what is done, `saved_in` names the place to whoever interrupts a run.
 
     Raises ValueError for no stages, and for `key=` or a stage that saves without a journal.
     """
@@ -183,6 +184,7 @@ class Pipeline:
         *,
         journal: str | os.PathLike[str] | Journal | None = None,
         key: Callable[[Any], Any] | None = None,
+        saved_in: str | None = None,
     ) -> None:
         self.stages = [stage if isinstance(stage, Stage) else Stage(stage) for stage in stages]
         if not self.stages:
@@ -191,6 +193,7 @@ class Pipeline:
             raise ValueError("key= and save= concern a journal: give journal= too")
         self.journal = journal
         self.key = key
+        self.saved_in = saved_in
         self._run: PipelineRun | None = None
 
     @property

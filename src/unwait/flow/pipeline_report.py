@@ -11,7 +11,7 @@ class StageReport:
     """The account of one stage.
 
     `taken` items came in, `passed` went on, `failed` left with an error. `calls` has the counters of its calls,
-    as in the report of `map`. `deepest` is the most that its queue ever held.
+    as in the report of `map`. `queued` is what its queue holds, `deepest` the most that it ever held.
     """
 
     def __init__(self, name: str, concurrency: int, tasks: int, calls: Report) -> None:
@@ -21,6 +21,7 @@ class StageReport:
         self.taken = 0
         self.passed = 0
         self.failed = 0
+        self.queued = 0
         self.deepest = 0
         self.blocked_seconds = 0.0
         self.samples = Samples()

@@ -118,6 +118,7 @@ class _Queue:
             finally:
                 self._getter = None
         item, size = self._held.popleft()
+        self._report.queued = len(self._held)
         self._size -= size
         self._let_in()
         return item
@@ -128,7 +129,8 @@ class _Queue:
     def _add(self, item: PipelineOutcome[Any, Any], size: float) -> None:
         self._held.append((item, size))
         self._size += size
-        self._report.deepest = max(self._report.deepest, len(self._held))
+        self._report.queued = queued = len(self._held)
+        self._report.deepest = max(self._report.deepest, queued)
         self._wake()
 
     def _let_in(self) -> None:
@@ -313,6 +315,7 @@ class PipelineRun:
         self._stages = pipeline.stages
         self._journal = pipeline.journal
         self._key = pipeline.key
+        self._saved_in = pipeline.saved_in
         self.items = items
         self._progress = progress
         self._grace = grace
@@ -530,6 +533,10 @@ class PipelineRun:
 
     def _stage_ended(self, station: _Station) -> None:
         self._running -= 1
+        report = self.report
+        if report is not None and station.number == 0 and not (self._aborted or station.engine.cut_short):
+            # Also where the items could not tell how many they are: these were all.
+            report.total = report.taken
         following = self.after(station)
         if not self._aborted and station.number and not station.queue.exhausted:
             # It failed, and nobody takes from its queue any more. `finished` tells why.
@@ -559,6 +566,7 @@ class PipelineRun:
         self.abort()
 
     def _saved(self) -> str:
-        if self._saver is None or self.report is None:
+        place = self._saved_in if self._saver is None else self._saver.path
+        if place is None or self.report is None:
             return ""
-        return f"{self.report.done} done and saved in {self._saver.path}; run again to resume"
+        return f"{self.report.done} done and saved in {place}; run again to resume"

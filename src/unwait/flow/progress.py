@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a bar on a terminal, otherwise a line every few seconds, or a callable's business."""
+"""How far a run is, on stderr: bars on a terminal, otherwise a line every few seconds, or a callable's business."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+
+from unwait.flow.pipeline_report import PipelineReport, StageReport
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -23,7 +27,8 @@ CALL_SECONDS = 0.25
 LINE_SECONDS = 5.0
 RATE_SECONDS = 5.0  # the rate shown is that of the last so many seconds
 LEAST_SECONDS = 0.1  # over less than that a rate says nothing
-STYLES = {"failed": "red", "retried": "yellow"}
+_NARROWEST_BAR = 4
+STYLES = {"failed": "red", "retried": "yellow", "bottleneck": "bold"}
 
 
 def write_line(line: str) -> None:
@@ -34,6 +39,8 @@ def write_line(line: str) -> None:
 @contextmanager
 def showing(progress: bool | Callable[[Report], None] | None, report: Report, label: str) -> Iterator[None]:
     """While inside, show how far the run of `report` is. Needs a running event loop.
+
+    A run of a pipeline has a bar for each stage and one for the whole, which names the bottleneck so far.
 
     `progress=True`: a bar if stderr is a terminal and rich is installed, else a line every 5 s and one at the end.
     None: the bar, but only on a terminal, for work that lasts over 1 s, and while no other bar is shown. False:
@@ -49,9 +56,9 @@ def showing(progress: bool | Callable[[Report], None] | None, report: Report, la
     display: _Display
     if progress is None or progress is True:
         if _can_show_bar():
-            display = _Bar(report, label, loop.time, asked_for=progress is True)
+            display = _Bars(_view(report, label, loop.time), asked_for=progress is True)
         elif progress:
-            display = _Lines(report, label, loop.time)
+            display = _Lines(_view(report, label, loop.time))
         else:
             yield
             return
@@ -120,60 +127,142 @@ class _Calls:
 class _Lines:
     first = seconds = LINE_SECONDS
 
-    def __init__(self, report: Report, label: str, clock: Callable[[], float]) -> None:
-        self._report = report
-        self._label = label
-        self._pace = Pace(report, clock)
+    def __init__(self, view: _View) -> None:
+        self._view = view
 
     def tick(self) -> None:
-        self._write(progress_texts(self._report, self._pace.measure()))
+        write_line(self._view.line())
 
     def end(self) -> None:
-        self._write(final_texts(self._report))
-
-    def _write(self, texts: dict[str, str]) -> None:
-        write_line(f"{self._label}: {', '.join(texts.values())}")
+        write_line(self._view.line(over=True))
 
 
-class _Bar:
+class _Bars:
     seconds = BAR_SECONDS
 
-    def __init__(self, report: Report, label: str, clock: Callable[[], float], *, asked_for: bool) -> None:
+    def __init__(self, view: _View, *, asked_for: bool) -> None:
         self.first = 0.0 if asked_for else PATIENCE
-        self._report = report
-        self._label = label
-        self._pace = Pace(report, clock)
+        self._view = view
         self._asked_for = asked_for
-        self._row: TaskID | None = None
+        self._ids: Sequence[TaskID] | None = None
 
     def tick(self) -> None:
-        texts = progress_texts(self._report, self._pace.measure())
-        self._join()
-        if self._row is not None:
+        rows = self._view.rows()
+        self._join(rows)
+        if self._ids is not None:
             try:
-                _screen.update(self._row, self._report, texts)
+                _screen.update(self._ids, rows)
             except Exception:
                 self.end()  # or stdout and stderr would stay redirected
                 raise
 
     def end(self) -> None:
+        rows = self._view.rows(over=True)
         if self._asked_for:
-            self._join()  # the run was over before the first tick
-        if self._row is not None:
-            _screen.leave(self._row, self._report, final_texts(self._report))
+            self._join(rows)  # the run was over before the first tick
+        if self._ids is not None:
+            _screen.leave(self._ids, rows)
 
-    def _join(self) -> None:
-        if self._row is None:
-            self._row = _screen.join(self._label, self._report, only_if_free=not self._asked_for)
+    def _join(self, rows: Sequence[_Row]) -> None:
+        if self._ids is None:
+            self._ids = _screen.join(rows, only_if_free=not self._asked_for)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A bar, and what stands beside it: texts with their styles, what matters most first."""
+
+    label: tuple[str, str]
+    done: int
+    total: int | None
+    texts: Sequence[tuple[str, str]]
+
+
+class _View:
+    """What is shown of a run."""
+
+    def __init__(self, report: Report, label: str, clock: Callable[[], float]) -> None:
+        self._report = report
+        self._label = label
+        self._pace = Pace(lambda: _called(report), clock)
+
+    def line(self, over: bool = False) -> str:
+        return f"{self._label}: {', '.join(self._texts(over).values())}"
+
+    def rows(self, over: bool = False) -> list[_Row]:
+        return [self._row(self._label, self._texts(over))]
+
+    def _row(self, label: str, texts: dict[str, str]) -> _Row:
+        report = self._report
+        styled = [(text, STYLES.get(name, "")) for name, text in texts.items()]
+        return _Row((label, ""), report.done + report.failed, report.total, styled)
+
+    def _texts(self, over: bool) -> dict[str, str]:
+        return final_texts(self._report) if over else progress_texts(self._report, self._pace.measure())
+
+
+class _PipelineView(_View):
+    """A row for each stage, and one for the whole, which names the bottleneck so far."""
+
+    def __init__(self, report: PipelineReport, label: str, clock: Callable[[], float]) -> None:
+        super().__init__(report, label, clock)
+        self._pipeline = report
+        self._paces = [Pace(partial(_left, stage), clock) for stage in report.stages]
+        self._widths: Sequence[int] = ()
+
+    def line(self, over: bool = False) -> str:
+        report, texts = self._pipeline, self._texts(over)
+        for stage in report.stages:
+            if stage.name == report.bottleneck:
+                queued = f", {stage.queued} queued" if stage.queued else ""
+                texts["bottleneck"] = f"bottleneck {stage.name} ({100 * stage.busy:.0f} % busy{queued})"
+        return f"{self._label}: {', '.join(texts.values())}"
+
+    def rows(self, over: bool = False) -> list[_Row]:
+        report = self._pipeline
+        # What the journal has goes through no stage.
+        expected = None if report.total is None else report.total - report.resumed
+        found: list[tuple[StageReport, int | None, list[str]]] = []
+        for number, (stage, pace) in enumerate(zip(report.stages, self._paces, strict=True)):
+            rate = _left(stage) / report.elapsed if over and report.elapsed > 0 else pace.measure()
+            cells = [
+                f"{_left(stage)}" if over or expected is None else f"{_left(stage)}/{expected}",
+                "" if rate is None else _rate(rate),
+                f"{100 * stage.busy:.0f} % busy",
+                f"queue {stage.queued}" if number else "",
+            ]
+            found.append((stage, expected, cells))
+            if expected is not None:
+                expected -= stage.failed  # which the stages behind it never see
+        columns = zip(self._widths or (0,) * 4, *(map(len, cells) for _, _, cells in found), strict=True)
+        # They only grow: what jumps to and fro cannot be read.
+        self._widths = [max(column) for column in columns]
+        rows = []
+        for stage, total, cells in found:
+            style = STYLES["bottleneck"] if stage.name == report.bottleneck else ""
+            texts = [(cell.rjust(width), style) for cell, width in zip(cells, self._widths, strict=True)]
+            rows.append(_Row((stage.name, style), _left(stage), total, texts))
+        named = {} if report.bottleneck is None else {"bottleneck": f"bottleneck {report.bottleneck}"}
+        return [*rows, self._row("all", {**named, **self._texts(over)})]
+
+
+def _view(report: Report, label: str, clock: Callable[[], float]) -> _View:
+    if isinstance(report, PipelineReport):
+        return _PipelineView(report, label, clock)
+    return _View(report, label, clock)
+
+
+def _left(stage: StageReport) -> int:
+    return stage.passed + stage.failed
 
 
 class _Screen:
-    """The one rich display of the process, with a row for each run shown: two displays would overwrite each other."""
+    """The one rich display of the process, with the rows of each run shown: two displays would overwrite each other."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # runs may be in several threads
         self._display: Progress | None = None
-        self._rows = 0
+        self._runs = 0
 
     def is_foreign(self) -> bool:
         """Whether the program shows something live by itself, in whose way a bar would be."""
@@ -182,39 +271,40 @@ class _Screen:
                 _unproxied(stream) is not stream for stream in (sys.stdout, sys.stderr)
             )
 
-    def join(self, label: str, report: Report, *, only_if_free: bool) -> TaskID | None:
-        """A new row; None if it is wanted on an unused terminal only, and this one is in use."""
-        from rich.markup import escape
-
+    def join(self, rows: Sequence[_Row], *, only_if_free: bool) -> Sequence[TaskID] | None:
+        """New rows; None if they are wanted on an unused terminal only, and this one is in use."""
         with self._lock:
             if only_if_free and (self._display is not None or self.is_foreign()):
                 return None
+            display = self._display or _new_display()
+            self._runs += 1
+            ids = [display.add_task(**shown) for shown in _shown(display, rows)]
             if self._display is None:
-                display = _new_display()
+                # With its rows: not one frame for each of them.
                 display.start()
                 self._display = display
-            self._rows += 1
-            return self._display.add_task(escape(label), total=report.total, texts="")
+            return ids
 
-    def update(self, row: TaskID, report: Report, texts: dict[str, str]) -> None:
+    def update(self, ids: Sequence[TaskID], rows: Sequence[_Row]) -> None:
         display = self._display
         assert display is not None
-        _fill(display, row, report, texts)
+        _fill(display, ids, rows)
         display.refresh()
 
-    def leave(self, row: TaskID, report: Report, texts: dict[str, str]) -> None:
-        """Take a row away; the last one stays on the terminal as it is at the end."""
+    def leave(self, ids: Sequence[TaskID], rows: Sequence[_Row]) -> None:
+        """Take rows away; those of the last run stay on the terminal as they are at the end."""
         with self._lock:
             display = self._display
             assert display is not None
-            self._rows -= 1
-            if self._rows:
-                display.remove_task(row)
+            self._runs -= 1
+            if self._runs:
+                for each in ids:
+                    display.remove_task(each)
                 display.refresh()
                 return
             self._display = None
             try:
-                _fill(display, row, report, texts)
+                _fill(display, ids, rows)
             finally:
                 display.stop()
 
@@ -238,9 +328,33 @@ def _new_display() -> Progress:
     )
 
 
-def _fill(display: Progress, row: TaskID, report: Report, texts: dict[str, str]) -> None:
-    styled = (f"[{STYLES[name]}]{text}[/]" if name in STYLES else text for name, text in texts.items())
-    display.update(row, completed=report.done + report.failed, total=report.total, texts="  ".join(styled))
+def _fill(display: Progress, ids: Sequence[TaskID], rows: Sequence[_Row]) -> None:
+    for each, shown in zip(ids, _shown(display, rows), strict=True):
+        display.update(each, **shown)
+
+
+def _shown(display: Progress, rows: Sequence[_Row]) -> Iterator[dict[str, Any]]:
+    """The rows as the display takes them, each on one line, however narrow the terminal is."""
+    from rich.cells import cell_len
+
+    room = display.console.width - max(cell_len(row.label[0]) for row in rows) - _NARROWEST_BAR - 2
+    for row in rows:
+        texts = list(row.texts)
+        # Whole ones are left out: a bit of one says nothing.
+        while len(texts) > 1 and sum(cell_len(text) + 2 for text, _ in texts) - 2 > room:
+            texts.pop()
+        yield {
+            "description": _styled(*row.label),
+            "completed": row.done,
+            "total": row.total,
+            "texts": "  ".join(_styled(*text) for text in texts),
+        }
+
+
+def _styled(text: str, style: str) -> str:
+    from rich.markup import escape
+
+    return f"[{style}]{escape(text)}[/]" if style else escape(text)
 
 
 def _can_show_bar() -> bool:
@@ -265,17 +379,17 @@ def _is_terminal(stream: IO[str] | None) -> bool:
 
 
 class Pace:
-    """How many items end per second."""
+    """How many items end per second, of which `count` tells how many they are."""
 
-    def __init__(self, report: Report, clock: Callable[[], float]) -> None:
-        self._report = report
+    def __init__(self, count: Callable[[], int], clock: Callable[[], float]) -> None:
+        self._count = count
         self._clock = clock
-        self._samples = deque([(clock(), _called(report))])
+        self._samples = deque([(clock(), count())])
 
     def measure(self) -> float | None:
         """Items per second over the last `RATE_SECONDS` of measurements; None if they are too close together."""
         now = self._clock()
-        self._samples.append((now, _called(self._report)))
+        self._samples.append((now, self._count()))
         while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_SECONDS:
             self._samples.popleft()
         then, before = self._samples[0]

@@ -1,0 +1,141 @@
+"""One run of `unwait ingest`: the rows as they come, what is shown at the end, the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import unwait
+from unwait.cli.fetch_options import bad
+from unwait.cli.stdio import safe, tolerate_characters
+from unwait.cli.store_option import problems_told
+from unwait.flow.faults import scrub
+from unwait.web.text import printable
+
+if TYPE_CHECKING:
+    from unwait.documents.report import IngestReport, Row
+
+_EXAMPLES = 10  # failures shown
+_CAUSES = 100  # of which examples are kept
+_LONGEST = 300  # characters of an error
+
+
+def run_ingest(
+    sources: Sequence[str],
+    options: Mapping[str, Any],
+    database: str,
+    rows: Rows,
+    as_json: bool,
+) -> int:
+    """Call `unwait.ingest` and show what it came to; the exit code."""
+    tolerate_characters()
+    try:
+        with problems_told("ingest"):
+            report = unwait.run(unwait.ingest(sources, store=database, on_row=rows.add, **options))
+    except KeyboardInterrupt:
+        print(f"unwait ingest: interrupted; {rows.counts()}; the same command does the rest", file=sys.stderr)
+        return 130
+    rows.end()
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        print(safe(str(report)))
+        _show_failures(report, rows, database)
+    if rows.fault is not None:
+        print(f"unwait ingest: {rows.fault}", file=sys.stderr)
+    return 1 if report.failed or rows.fault else 0
+
+
+def _show_failures(report: IngestReport, rows: Rows, database: str) -> None:
+    if not report.failed:
+        return
+    print("\nfailed, by cause" if report.failed <= _EXAMPLES else "\nfailed, by cause, some of them")
+    causes = report.causes.most_common()
+    each = max(1, _EXAMPLES // len(causes))
+    left = _EXAMPLES
+    for kind, count in causes:
+        shown = rows.examples.get(kind, ())[: min(each, left)]
+        left -= len(shown)
+        for row in shown:
+            error = printable(scrub(row.error or ""))[:_LONGEST]
+            print(f"  {printable(kind)}: {printable(scrub(row.uri))}: {error}")
+        if count > len(shown):
+            print(f"  {printable(kind)}: {count - len(shown):,} more")
+    name = shlex.quote(safe(scrub(database)))
+    print(f"all of them: unwait documents failed --db {name}")
+    print(f"once more:   unwait ingest --retry-failed --db {name}")
+
+
+class Rows:
+    """Takes the rows: writes each to the file of `--report`, counts them, and keeps some failures to show."""
+
+    def __init__(self, path: Path | None, database: str) -> None:
+        if path is not None and os.path.realpath(path) == os.path.realpath(database):
+            raise bad("that is the store itself", "--report")
+        self._path = path
+        self._descriptor = -1
+        self._begun = False
+        self._outcomes: Counter[str] = Counter()
+        self.examples: dict[str, list[Row]] = {}
+        self.fault: str | None = None
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            try:
+                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                raise bad(f"cannot write {self._path}: {error.strerror}", "--report") from None
+            # A pipe would make the loop wait for whoever reads it.
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                os.close(self._descriptor)
+                raise bad(f"{self._path} is not a file", "--report")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def add(self, row: Row) -> None:
+        """Take a row."""
+        self._outcomes[row.outcome] += 1
+        if row.outcome == "failed":
+            kind = row.kind or "error"
+            if kind in self.examples or len(self.examples) < _CAUSES:
+                kept = self.examples.setdefault(kind, [])
+                if len(kept) < _EXAMPLES:
+                    kept.append(row)
+        self._write(json.dumps(row.to_json()).encode() + b"\n")
+
+    def end(self) -> None:
+        """All rows are there: also where there were none, what an earlier run wrote goes."""
+        self._write(b"")
+
+    def counts(self) -> str:
+        """How many there were of each outcome, for people."""
+        return (
+            ", ".join(f"{count:,} {name}" for name, count in self._outcomes.items()) or "nothing was stored"
+        )
+
+    def _write(self, line: bytes) -> None:
+        if self._descriptor < 0 or self.fault is not None:
+            return
+        try:
+            if not self._begun:
+                # Not before the run has turned out to be one.
+                self._begun = True
+                os.ftruncate(self._descriptor, 0)
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        except OSError as error:
+            # The documents matter more: the run goes on.
+            self.fault = f"cannot write {self._path}: {error.strerror}; it is not complete"

@@ -1,0 +1,443 @@
+"""HTML to text: one walk over the parsed page, in plain loops.
+
+The parser's time grows with the square of a page's nesting, whatever its size. What is nested deeper than any page
+that a person wrote is made flat before it is parsed: it loses its structure and keeps its words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from unwait.documents.model import SourceFailed, Text
+from unwait.documents.plain import Outline, check_length, file_name, shortened
+
+try:
+    from selectolax.lexbor import LexborHTMLParser, SelectolaxError
+except ImportError as error:  # pragma: no cover
+    raise ImportError('HTML needs selectolax: pip install "unwait[documents]"') from error
+
+if TYPE_CHECKING:
+    from selectolax.lexbor import LexborNode
+
+_MOST_TAGS = 4_000_000  # each takes about 150 bytes in the parsed page
+_SMALL = 1000  # tags; a page with fewer cannot be nested so deep that it matters
+_DEEPEST = 400
+_MOST_ATTRIBUTES = 500  # of one tag
+_LOOKED_BACK = 10  # open elements among which an end tag looks for its start
+_LONGEST_VALUE = 2000  # characters of what the page says of itself
+_DEEPEST_INDENT = 6
+
+_SKIPPED = frozenset(
+    "script style template noscript noembed noframes iframe select datalist title desc metadata defs annotation"
+    " annotation-xml link meta base -comment".split()
+)
+_BLOCKS = (
+    "address blockquote body caption center details dialog div dl dt fieldset figcaption figure form header hgroup hr"
+    " legend nav footer aside optgroup p search section summary tbody tfoot thead"
+).split()
+_FRAMING = frozenset(("nav", "footer", "aside"))
+_HIDDEN = "[hidden], [style*='display:none' i], [style*='display: none' i], dialog:not([open])"
+# What frames a page: by role, and by the class names of DocBook and Sphinx.
+_FRAME = (
+    "[role=navigation], [role=banner], [role=contentinfo], [role=complementary], [role=search],"
+    " .navheader, .navfooter, .sphinxsidebar, div.footer"
+)
+
+_META = {
+    "author": "author",
+    "article:author": "author",
+    "dc.creator": "author",
+    "description": "description",
+    "og:description": "description",
+    "dc.description": "description",
+    "article:published_time": "published",
+    "date": "published",
+    "dc.date": "published",
+    "dcterms.created": "published",
+    "content-language": "language",
+    "dc.language": "language",
+}
+
+_VOID = frozenset(
+    "area base basefont bgsound br col embed frame hr image img input keygen link meta param source track wbr".split()
+)
+# Their end is implied by the next, so they do not nest in themselves.
+_IMPLIED = frozenset(
+    "p li dd dt tr td th tbody thead tfoot option optgroup rb rp rt rtc html head body".split()
+)
+# Left open, these are opened again in each block that follows.
+_FORMATTING = frozenset("a b big code em font i nobr s small strike strong tt u".split())
+_SCOPES = frozenset("applet button caption marquee object select table template svg math".split())
+_TAG = re.compile(r"<(?:(!--)|(/?)([a-z][^\s/>]*))")
+_COMMENT_END = re.compile("--!?>")
+_IN_TAG = re.compile(r"[^>\"']{1,10000}|\"[^\"]*\"|'[^']*'|[\"']")
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+_ANY_TAG = re.compile(r"</?([a-zA-Z][^\s/>]*)[^>]*>?")
+_KEPT_WHEN_FLAT = frozenset("script style template noscript textarea title meta head body html".split())
+
+
+def html(text: str, name: str, *, max_characters: int) -> Text:
+    """The text of a page, its title, its headings as sections, and what it says of itself.
+
+    Without what frames it (navigation, footers, hidden elements), if anything is left then. Raises SourceFailed
+    "empty", "too large", "broken".
+    """
+    if (tags := text.count("<")) > _MOST_TAGS:
+        raise SourceFailed(
+            f"it has more than {_MOST_TAGS:,} tags; split it into smaller pages", kind="too large"
+        )
+    if tags > _SMALL and _too_deep(text.lower()):
+        text = _flat(text)
+    try:
+        page = LexborHTMLParser(text)
+    except (SelectolaxError, ValueError, RuntimeError) as error:
+        raise SourceFailed(f"the page cannot be parsed: {error}", kind="broken") from None
+    root, body = page.root, page.body
+    title, metadata = _about(root, page.head)
+    writer = _Writer(max_characters)
+    if body is not None:
+        hidden = {node.mem_id for node in page.css(_HIDDEN)}
+        frame = {node.mem_id for node in page.css(_FRAME)}
+        writer.walk(body, hidden | frame, framing=False)
+        if not writer.length:
+            writer = _Writer(max_characters)
+            writer.walk(body, hidden, framing=True)
+    if not writer.length:
+        raise SourceFailed("the page has no text; it may be made by scripts", kind="empty")
+    outline = writer.outline
+    return Text(
+        "".join(writer.out), title or outline.first or file_name(name), "html", outline.marks(), metadata
+    )
+
+
+class _Writer:
+    """Text in blocks: what has been written, and the line that is being written."""
+
+    def __init__(self, max_characters: int) -> None:
+        self.out: list[str] = []  # in turn what separates and what is separated
+        self.length = 0
+        self.outline = Outline()
+        self._max_characters = max_characters
+        self._inline: list[str] = []  # of the current line, as it comes
+        self._verbatim = 0
+        self._between = 0  # line breaks due before what comes next
+        self._fresh = False  # in an item or a cell without text: a block that begins there begins on its line
+        self._prefix = ""  # of an item without text
+        self._lists = 0
+        self._after_item = False
+        self._headings: list[tuple[int, int]] = []  # what had been written when each began
+        self._articles = 0
+        self._tables: list[tuple[int, bool]] = []  # the rows that tables began in
+        self._in_row = 0  # texts written since the row began
+        self._row_broken = False  # they take more than one line
+        self._beside = False  # what comes next stands beside a cell
+
+    def walk(self, body: LexborNode, left_out: set[int], *, framing: bool) -> None:
+        """Write what is below `body`, without these elements and, unless `framing`, without what frames a page."""
+        inline, starts, ends = self._inline, _STARTS, _ENDS
+        skipped = _SKIPPED if framing else _SKIPPED | _FRAMING
+        parents: list[LexborNode] = []
+        node = body
+        while True:
+            tag = node.tag
+            if tag == "-text":
+                words = node.text_content
+                # The sign of a link to the paragraph or the heading itself.
+                if words and words != "¶" and not (words == "#" and self._headings):
+                    inline.append(words)
+            elif (tag not in skipped or (tag == "aside" and self._articles)) and not (
+                left_out and node.mem_id in left_out
+            ):
+                if (start := starts.get(tag)) is not None:
+                    start(self)
+                if (child := node.first_child) is not None:
+                    parents.append(node)
+                    node = child
+                    continue
+                if (end := ends.get(tag)) is not None:
+                    end(self, tag)
+            while parents:
+                if (following := node.next) is not None:
+                    node = following
+                    break
+                node = parents.pop()
+                if (end := ends.get(node.tag)) is not None:
+                    end(self, node.tag)
+            else:
+                return
+
+    def _write(self, text: str) -> None:
+        if self._beside:
+            separator = " | "
+            self._beside = False
+        else:
+            separator = "\n" * self._between if self.out else ""
+            self._row_broken = self._in_row > 0
+        self._in_row += 1
+        separator += self._prefix
+        self._prefix = ""
+        self._between = 0
+        self._fresh = self._after_item = False
+        self.out += (separator, text)
+        self.length += len(separator) + len(text)
+        check_length(self.length, self._max_characters)
+
+    def _end_line(self) -> None:
+        if self._inline:
+            text = " ".join("".join(self._inline).split())
+            self._inline.clear()
+            if text:
+                self._write(text)
+
+    def _boundary(self, breaks: int) -> None:
+        """What comes next is another block, with so many line breaks before it."""
+        if self._verbatim:
+            if self._inline and not self._inline[-1].endswith("\n"):
+                self._inline.append("\n")
+            return
+        self._end_line()
+        if not self._fresh and self._between < breaks:
+            self._between = breaks
+
+    def _start_block(self) -> None:
+        self._boundary(2)
+
+    def _end_block(self, tag: str) -> None:
+        self._boundary(2)
+
+    def _break(self) -> None:
+        if self._verbatim:
+            self._inline.append("\n")
+            return
+        self._end_line()
+        if not self._fresh:
+            self._between = min(self._between + 1, 2)
+
+    def _start_article(self) -> None:
+        self._boundary(2)
+        self._articles += 1
+
+    def _end_article(self, tag: str) -> None:
+        self._boundary(2)
+        self._articles -= 1
+
+    def _start_heading(self) -> None:
+        self._boundary(2)
+        self._headings.append((len(self.out), self.length))
+
+    def _end_heading(self, tag: str) -> None:
+        self._boundary(2)
+        index, length = self._headings.pop()
+        if len(self.out) > index:
+            title = " ".join(self.out[index + 1 : index + 40 : 2])
+            self.outline.heading(length + len(self.out[index]), int(tag[1]), title)
+
+    def _start_pre(self) -> None:
+        self._boundary(2)
+        self._verbatim += 1
+
+    def _end_pre(self, tag: str) -> None:
+        self._verbatim -= 1
+        if not self._verbatim:
+            text = "".join(self._inline)
+            self._inline.clear()
+            if text.strip():
+                self._write(text.lstrip("\n").rstrip())
+        self._boundary(2)
+
+    def _start_list(self) -> None:
+        self._boundary(1 if self._lists else 2)
+        self._lists += 1
+        self._after_item = False
+
+    def _end_list(self, tag: str) -> None:
+        self._lists -= 1
+        self._boundary(1 if self._lists else 2)
+        self._after_item = False
+
+    def _start_item(self) -> None:
+        self._boundary(1)
+        if self._after_item:
+            self._between = 1
+        self._fresh = True
+        self._prefix = "  " * min(self._lists - 1, _DEEPEST_INDENT) + "- "
+
+    def _end_item(self, tag: str) -> None:
+        self._boundary(1)
+        self._fresh = False
+        self._prefix = ""
+        self._after_item = True
+
+    def _start_definition(self) -> None:
+        self._boundary(1)
+        self._between = 1
+        self._fresh = True
+
+    def _end_definition(self, tag: str) -> None:
+        self._boundary(2)
+        self._fresh = False
+
+    def _start_table(self) -> None:
+        self._boundary(2)
+        if self._beside:
+            self._beside = False
+            self._between = 1
+        self._tables.append((self._in_row, self._row_broken))
+        self._in_row = 0
+        self._row_broken = False
+
+    def _end_table(self, tag: str) -> None:
+        self._boundary(2)
+        in_row, broken = self._tables.pop()
+        self._row_broken = broken or self._in_row > 0
+        self._in_row += in_row
+
+    def _start_row(self) -> None:
+        self._boundary(1)
+        if self._in_row:
+            self._between = 2 if self._row_broken else 1
+        self._in_row = 0
+        self._row_broken = self._beside = False
+        self._fresh = True
+
+    def _start_cell(self) -> None:
+        self._boundary(1)
+        self._beside = self._in_row > 0 and not self._row_broken
+        self._fresh = True
+
+    def _end_cell(self, tag: str) -> None:
+        self._boundary(1)
+        self._fresh = self._beside = False
+
+
+_STARTS: dict[str, Callable[[_Writer], None]] = {
+    **dict.fromkeys(_BLOCKS, _Writer._start_block),
+    **dict.fromkeys(("h1", "h2", "h3", "h4", "h5", "h6"), _Writer._start_heading),
+    **dict.fromkeys(("ul", "ol", "menu", "dir"), _Writer._start_list),
+    **dict.fromkeys(("pre", "listing", "xmp", "plaintext", "textarea"), _Writer._start_pre),
+    **dict.fromkeys(("article", "main"), _Writer._start_article),
+    **dict.fromkeys(("td", "th"), _Writer._start_cell),
+    "br": _Writer._break,
+    "dd": _Writer._start_definition,
+    "li": _Writer._start_item,
+    "table": _Writer._start_table,
+    "tr": _Writer._start_row,
+}
+_ENDS: dict[str, Callable[[_Writer, str], None]] = {
+    **dict.fromkeys(_BLOCKS, _Writer._end_block),
+    **dict.fromkeys(("h1", "h2", "h3", "h4", "h5", "h6"), _Writer._end_heading),
+    **dict.fromkeys(("ul", "ol", "menu", "dir"), _Writer._end_list),
+    **dict.fromkeys(("pre", "listing", "xmp", "plaintext", "textarea"), _Writer._end_pre),
+    **dict.fromkeys(("article", "main"), _Writer._end_article),
+    **dict.fromkeys(("td", "th", "tr"), _Writer._end_cell),
+    "dd": _Writer._end_definition,
+    "li": _Writer._end_item,
+    "table": _Writer._end_table,
+}
+
+
+def _about(root: LexborNode | None, head: LexborNode | None) -> tuple[str, dict[str, Any]]:
+    """The page's title, and what it says of itself: language, description, author, published."""
+    title, found = "", {}
+    if root is not None and (language := root.attributes.get("lang")):
+        found["language"] = shortened(language)
+    node = head.first_child if head is not None else None
+    while node is not None:
+        tag = node.tag
+        if tag == "title" and not title:
+            title = shortened(node.text())
+        elif tag == "meta":
+            attributes = node.attributes
+            named = attributes.get("name") or attributes.get("property") or attributes.get("http-equiv") or ""
+            value = attributes.get("content")
+            if value and (field := _META.get(named.lower())) and field not in found:
+                found[field] = " ".join(value[:_LONGEST_VALUE].split())
+        node = node.next
+    return title, {field: value for field, value in found.items() if value}
+
+
+def _too_deep(text: str) -> bool:
+    """Whether parsing may take very long or very much memory: an estimate, of the text in lower case, rather too high.
+
+    It follows the open elements as far as it can without knowing all of the parser's rules; an end tag that ends
+    nothing for sure ends nothing here.
+    """
+    open_elements: list[str] = []
+    formatting = reopened = seen = position = 0
+    foreign = False  # in SVG or MathML, where a tag can end itself
+    scripts = "<svg" not in text and "<math" not in text
+    while match := _TAG.search(text, position):
+        comment, end, tag = match.groups()
+        position = match.end()
+        if comment:
+            if (closing := _COMMENT_END.search(text, position - 2)) is None:
+                break
+            position = closing.end()
+            continue
+        seen += 1
+        if end:
+            if not open_elements or tag in _IMPLIED:
+                continue
+            if open_elements[-1] == tag:
+                open_elements.pop()
+                formatting -= tag in _FORMATTING
+            elif (below := _closes(open_elements, tag)) is not None:
+                formatting -= tag in _FORMATTING
+                del open_elements[below:]
+            if tag == "svg" or tag == "math":
+                foreign = False
+            continue
+        if (closing_bracket := text.find(">", position)) - position > _MOST_ATTRIBUTES * 2:
+            attributes = _QUOTED.sub("", text[position : _end_of_tag(text, position)])
+            if len(attributes.replace("/", " ").split()) > _MOST_ATTRIBUTES:
+                return True
+        if tag in _VOID or tag in _IMPLIED:
+            reopened += formatting
+            continue
+        if scripts and (tag == "script" or tag == "style"):
+            position = text.find(f"</{tag}", position)
+            if position < 0:
+                break
+            continue
+        if foreign and text[closing_bracket - 1] == "/" and tag not in _STARTS:
+            continue
+        foreign = tag == "svg" or tag == "math" or (foreign and tag not in _STARTS and tag not in _FORMATTING)
+        if tag in _FORMATTING:
+            formatting += 1
+        else:
+            reopened += formatting
+        open_elements.append(tag)
+        if len(open_elements) > _DEEPEST or reopened > 5 * seen + 5 * _SMALL:
+            return True
+    return False
+
+
+def _closes(open_elements: list[str], tag: str) -> int | None:
+    """From where on an end tag ends the open elements; None if that is not clear."""
+    for below in range(len(open_elements) - 1, max(-1, len(open_elements) - 1 - _LOOKED_BACK), -1):
+        if open_elements[below] == tag:
+            return below
+        if open_elements[below] in _FORMATTING or open_elements[below] in _SCOPES:
+            return None
+    return None
+
+
+def _end_of_tag(text: str, position: int) -> int:
+    """Where a tag ends whose attributes begin here, past any `>` in their values."""
+    while match := _IN_TAG.match(text, position):
+        position = match.end()
+    return position
+
+
+def _flat(text: str) -> str:
+    """The page without its elements: a rule, which nothing is in, for each tag that begins or ends a block."""
+
+    def replace(match: re.Match[str]) -> str:
+        tag = match[1].lower()
+        if tag in _KEPT_WHEN_FLAT:
+            return match[0] if len(match[0]) < 1000 else f"{match[0][: match.end(1) - match.start()]}>"
+        return "<hr>" if tag in _STARTS else ""
+
+    return _ANY_TAG.sub(replace, text)

@@ -1,0 +1,360 @@
+"""The stages between a source and the store, in one process.
+
+    load → read → embed → summarise → records → save
+
+Each takes and returns the `Work` of one source. The journal of the run is the store itself: what is saved of a
+document says what it was made with, so that each stage knows whether there is anything to do; and what a model that
+is paid for has answered is kept there before it is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from unwait.documents import chunk, extract, extractive
+from unwait.documents.finished import Embedding, Finished
+from unwait.documents.load import load
+from unwait.documents.model import (
+    Chunk,
+    Content,
+    Document,
+    Failure,
+    Record,
+    Source,
+    SourceFailed,
+    State,
+    Versions,
+)
+from unwait.documents.models import Chat, Embedder
+from unwait.documents.report import Counts, IngestReport, Row, StageSummary
+from unwait.documents.settings import EXTRACTIVE, NONE, STATIC, Settings
+from unwait.documents.store import Store, StoreError
+from unwait.flow.faults import describe, scrub
+from unwait.flow.pipeline import Pipeline, Stage
+from unwait.flow.stats import Report
+from unwait.web.errors import ClientError
+
+if TYPE_CHECKING:
+    from unwait.documents.model import Vectors
+    from unwait.documents.openai import Endpoint
+    from unwait.documents.records import Extractor
+    from unwait.documents.summarise import ChatSummariser
+    from unwait.web.client import Client
+
+_QUEUE = 64  # documents in front of a stage
+_QUEUE_BYTES = 16 << 20
+_READERS = 2  # threads that extract and chunk: mostly Python, so that more of them only contend
+_SAVERS = 4  # documents on their way into the store
+_INLINE = 200  # chunks that a summary is made of in the loop's thread; it takes some 100 µs
+_LONGEST_ERROR = 2000  # characters
+
+
+@dataclass(slots=True)
+class Work:
+    """A source on its way. `old` is the stored document, where some of it can be kept."""
+
+    source: Source
+    row: Row
+    content: Content | None = None
+    known: State | None = None
+    old: Document | None = None
+    title: str = ""
+    format: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    chunks: Sequence[Chunk] = ()
+    vectors: Vectors | None = None
+    summary: str = ""
+    records: Sequence[Record] = ()
+    unchanged: bool = False
+
+    @property
+    def size(self) -> float:
+        """About how many bytes it holds."""
+        body = 0 if self.content is None else len(self.content.body)
+        vectors = 0 if self.vectors is None else self.vectors.nbytes
+        return body + vectors + 2 * sum(chunk.end - chunk.start for chunk in self.chunks)
+
+
+class Ingestion:
+    """The stages with their models, for one run of a store; to be used in `async with`.
+
+    Raises what opening a model raises: ValueError for a name that is none, ImportError for a missing library.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, run: int, client: Client, api_key: str | None
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._run = run
+        self._client = client
+        self._api_key = api_key
+        self._stack = AsyncExitStack()
+        self._endpoints: dict[str, Endpoint] = {}
+        self.finished = Finished(store)
+        self.gone: list[str] = []
+        """Sources that were named and no longer exist."""
+        self._pipeline: Pipeline | None = None
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        try:
+            self._readers = ThreadPoolExecutor(_READERS, "unwait-read")
+            self._stack.callback(self._readers.shutdown)
+            embedder = await self._embedder()
+            self.embedding = Embedding(embedder, self.finished)
+            await self._stack.enter_async_context(self.embedding)
+            self._summariser: ChatSummariser | None = None
+            summary = "" if settings.summarise == NONE else f"{extractive.VERSION}:{embedder.name}"
+            if settings.summarise not in (NONE, EXTRACTIVE):
+                from unwait.documents.summarise import ChatSummariser
+
+                self._summariser = ChatSummariser(await self._chat(settings.summarise), self.finished)
+                summary = self._summariser.version
+            self._extractor: Extractor | None = None
+            if settings.records != NONE:
+                from unwait.documents.records import Extractor, load_model
+
+                model = settings.schema or load_model(settings.records)
+                self._extractor = Extractor(await self._chat(settings.chat), self.finished, model)
+            made_by = f"{extract.VERSION}.{chunk.VERSION}:{settings.chunk_size}:{settings.overlap}"
+            self._versions = Versions(
+                chunks=f"{made_by}:{settings.text_field}",
+                vectors=embedder.name,
+                summary=summary,
+                records="" if self._extractor is None else self._extractor.version,
+            )
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _embedder(self) -> Embedder:
+        if self._settings.embed == STATIC:
+            from unwait.documents.static_vectors import StaticEmbedder
+
+            embedder = StaticEmbedder()
+            self._stack.push_async_callback(embedder.aclose)
+            return embedder
+        from unwait.documents.openai import OpenAIEmbedder, model_of
+
+        return OpenAIEmbedder(await self._endpoint(self._settings.embed), model_of(self._settings.embed))
+
+    async def _chat(self, spec: str) -> Chat:
+        from unwait.documents.openai import OpenAIChat, model_of
+
+        return OpenAIChat(await self._endpoint(spec), model_of(spec))
+
+    async def _endpoint(self, spec: str) -> Endpoint:
+        """Each model has limits of its own; who uses it twice shares them."""
+        if spec not in self._endpoints:
+            from unwait.documents.openai import Endpoint
+
+            settings = self._settings
+            self._endpoints[spec] = await self._stack.enter_async_context(
+                Endpoint(
+                    settings.base_url or None,
+                    self._api_key,
+                    rate=settings.rate,
+                    tokens=settings.tokens,
+                    limit=settings.limit,
+                )
+            )
+        return self._endpoints[spec]
+
+    @property
+    def counts(self) -> Counts:
+        """What models that are paid for did so far."""
+        return self.finished.counts
+
+    def account(self, report: IngestReport) -> None:
+        """Add what the stages and the models did."""
+        report.count(self.counts)
+        if self._pipeline is not None:
+            stages = self._pipeline.report
+            report.bottleneck = stages.bottleneck
+            report.stages = [StageSummary.of(stage) for stage in stages.stages]
+
+    async def rows(
+        self,
+        sources: AsyncIterable[Source],
+        *,
+        progress: bool | Callable[[Report], None] | None,
+        grace: float,
+    ) -> AsyncIterator[Row]:
+        """Bring the sources into the store; the row of each as soon as that is stored."""
+        limit = self._settings.limit
+        # A document waits for its chunks, which go into batches with those of others.
+        waiting = max(limit, 256)
+        bounds = {"queue": _QUEUE, "queue_bytes": _QUEUE_BYTES, "size": lambda work: work.size}
+        stages = [
+            Stage(self._load, limit=limit, name="load"),
+            Stage(self._read, limit=_READERS, name="read", **bounds),
+        ]
+        stages.append(Stage(self._embed, limit=waiting, name="embed", **bounds))
+        stages.append(Stage(self._summary, limit=limit, name="summarise", **bounds))
+        if self._extractor is not None:
+            stages.append(Stage(self._records, limit=limit, name="records", **bounds))
+        stages.append(Stage(self._save, limit=_SAVERS, name="save", **bounds))
+        self._pipeline = Pipeline(stages, saved_in=self._store.name)
+        stream = self._pipeline.stream(
+            (self._begin(source) async for source in sources), progress=progress, grace=grace
+        )
+        async with stream:
+            async for outcome in stream:
+                work: Work = outcome.item
+                work.row.seconds = outcome.elapsed
+                if outcome.error is not None:
+                    await self._fail(work, outcome.error, outcome.stage or "list")
+                yield work.row
+
+    def _begin(self, source: Source) -> Work:
+        return Work(source, Row(source.uri))
+
+    # The stages.
+
+    async def _load(self, work: Work) -> Work:
+        source = work.source
+        if source.problem is not None:
+            raise source.problem
+        known = await self._store.state(source.uri)
+        if self._settings.retry_failed:
+            await self._store.forget_calls(source.uri, "records:")
+        same_chunks = known is not None and known.versions.chunks == self._versions.chunks
+        # A server that says "unchanged" sends nothing: then the stored text must be of use.
+        content = await load(
+            source, known if same_chunks else None, self._client, max_bytes=self._settings.max_bytes
+        )
+        work.known, work.content = known, content
+        if known is None:
+            return work
+        work.row.outcome = "updated"
+        if same_chunks and (content is None or content.digest == known.digest):
+            work.content = content and replace(content, body=b"")
+            if known.versions == self._versions:
+                work.unchanged, work.row.outcome = True, "unchanged"
+            else:
+                work.old = await self._store.document(source.uri)
+        return work
+
+    async def _read(self, work: Work) -> Work:
+        if work.unchanged:
+            return work
+        if work.old is not None:
+            old = work.old
+            work.title, work.format, work.metadata, work.chunks = (
+                old.title,
+                old.format,
+                old.metadata,
+                old.chunks,
+            )
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._readers, self._extract_and_chunk, work)
+        work.row.format, work.row.chunks = work.format, len(work.chunks)
+        return work
+
+    def _extract_and_chunk(self, work: Work) -> None:
+        assert work.content is not None
+        settings, uri = self._settings, work.source.uri
+        text = extract.extract(work.content, uri, text_field=settings.text_field)
+        work.title, work.format = text.title, text.format
+        work.metadata = {**text.metadata, **work.source.metadata}
+        work.chunks = chunk.chunks(
+            uri, text, size=settings.chunk_size, overlap=settings.overlap, version=self._versions.chunks
+        )
+        # The bytes have had their day; what is stored of them stays.
+        work.content = replace(work.content, body=b"")
+
+    async def _embed(self, work: Work) -> Work:
+        if work.unchanged:
+            return work
+        old = work.old
+        if old is not None and old.versions.vectors == self._versions.vectors:
+            work.vectors = old.vectors
+            work.row.reused = len(work.chunks)
+        else:
+            work.vectors, work.row.embedded = await self.embedding.vectors(work.source.uri, work.chunks)
+            work.row.reused = len(work.chunks) - work.row.embedded
+        return work
+
+    async def _summary(self, work: Work) -> Work:
+        if work.unchanged:
+            return work
+        old, wanted = work.old, self._versions.summary
+        assert work.vectors is not None
+        if old is not None and old.versions.summary == wanted:
+            work.summary = old.summary
+        elif self._summariser is not None:
+            work.summary = await self._summariser.summarise(work.source.uri, work.title, work.chunks)
+        elif wanted and len(work.chunks) > _INLINE:
+            work.summary = await asyncio.to_thread(extractive.summary, work.chunks, work.vectors)
+        elif wanted:
+            work.summary = extractive.summary(work.chunks, work.vectors)
+        return work
+
+    async def _records(self, work: Work) -> Work:
+        if work.unchanged:
+            return work
+        old = work.old
+        assert self._extractor is not None
+        if old is not None and old.versions.records == self._versions.records:
+            work.records = old.records
+        else:
+            work.records = await self._extractor.extract(work.source.uri, work.title, work.chunks)
+        work.row.records = len(work.records)
+        return work
+
+    async def _save(self, work: Work) -> Work:
+        source, run = work.source, self._run
+        if work.unchanged:
+            await self._store.touch(source.uri, source.origin, run)
+            return work
+        # Without content, the server said that nothing has changed.
+        stored = work.content or work.known
+        assert stored is not None
+        assert work.vectors is not None
+        await self._store.save(
+            Document(
+                uri=source.uri,
+                origin=source.origin,
+                title=work.title,
+                format=work.format,
+                digest=stored.digest,
+                versions=self._versions,
+                chunks=work.chunks,
+                vectors=work.vectors,
+                summary=work.summary,
+                records=work.records,
+                metadata=work.metadata,
+                etag=stored.etag,
+                last_modified=stored.last_modified,
+            ),
+            run,
+        )
+        return work
+
+    async def _fail(self, work: Work, error: BaseException, stage: str) -> None:
+        if isinstance(error, StoreError):
+            raise error  # nothing more can be kept: going on would pay for what is lost
+        kind, text = "error", describe(error, _LONGEST_ERROR)
+        if isinstance(error, SourceFailed):
+            kind, text = error.kind, scrub(str(error))[:_LONGEST_ERROR]
+            if error.gone:
+                self.gone.append(work.source.uri)
+        elif isinstance(error, ClientError):
+            kind = "model"
+        row = work.row
+        row.outcome, row.stage, row.kind, row.error = "failed", stage, kind, text
+        row.chunks = row.records = 0
+        await self._store.fail(Failure(work.source.uri, work.source.origin, stage, kind, text), self._run)

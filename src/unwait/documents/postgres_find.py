@@ -1,0 +1,130 @@
+"""The two rankings of the PostgreSQL store, within one transaction: BM25 over its postings, and pgvector's products."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from unwait.documents.model import Candidate, Filter
+from unwait.documents.postgres_connections import encode_vectors
+from unwait.documents.postgres_rank import ENTRY_BYTES, Postings, bm25
+from unwait.documents.postgres_text import facet, like, original, original_json, stored
+from unwait.documents.postgres_text import words as words_of
+
+if TYPE_CHECKING:
+    from unwait.documents.model import Vectors
+
+# The most common words of a query tell the chunks apart the least, and cost the most: all that have more than these
+# entries together are left out, but for the rarest one.
+_MOST_ENTRIES = 8000
+_SHARE_OF_ENTRIES = 0.4
+_MOST_TERMS = 64
+_POSTINGS = f"""
+WITH totals AS (
+    SELECT sum(chunks)::bigint AS chunks, sum(words)::bigint AS words FROM unwait.counts
+), terms AS (
+    SELECT term, sum(octet_length(posting)) / {ENTRY_BYTES} AS entries
+    FROM unwait.postings
+    WHERE term = ANY ((tsvector_to_array(to_tsvector('unwait.words', $1)))[:{_MOST_TERMS}])
+    GROUP BY term
+), chosen AS (
+    SELECT term, row_number() OVER by_entries AS place, sum(entries) OVER by_entries AS total
+    FROM terms WINDOW by_entries AS (ORDER BY entries, term)
+)
+SELECT string_agg(int8send(document), '') AS documents,
+    string_agg(int4send(octet_length(posting) / {ENTRY_BYTES}), '') AS counts,
+    string_agg(posting, '') AS entries,
+    (SELECT chunks FROM totals) AS chunks, (SELECT words FROM totals) AS words
+FROM chosen JOIN unwait.postings USING (term)
+WHERE place = 1 OR total <= greatest({_MOST_ENTRIES}, {_SHARE_OF_ENTRIES} * (SELECT chunks FROM totals))
+GROUP BY term ORDER BY term
+"""
+
+# Equal scores are in the order of URI and position.
+_CANDIDATES = """
+WITH best AS MATERIALIZED (
+    SELECT d.id, given.position, given.score, d.uri, d.title, d.metadata
+    FROM unnest($1::bigint[], $2::int[], $3::float8[]) AS given (document, position, score)
+    JOIN unwait.documents d ON d.id = given.document
+    ORDER BY given.score DESC, d.uri, given.position LIMIT $4
+)
+SELECT c.id, uri, title, section, page, begins, ends, text, metadata, score
+FROM best JOIN unwait.chunks c ON c.document = best.id AND c.position = best.position
+ORDER BY score DESC, uri, best.position
+"""
+
+
+def condition(where: Filter, first: int) -> tuple[str, list[Any]]:
+    """The filter as a condition on `d`, a row of documents, and its parameters, which begin with the `first`."""
+    clauses, parameters = ["true"], list[Any]()
+    if where.source:
+        clauses.append(f"d.uri LIKE ${first}")
+        parameters.append(like(where.source))
+    if where.metadata:
+        clauses.append(f"d.facets @> ${first + len(parameters)}::text[]")
+        parameters.append([facet(name, value) for name, value in where.metadata.items()])
+    return " AND ".join(clauses), parameters
+
+
+async def by_text(connection: Any, words: str, depth: int, where: Filter) -> list[Candidate]:
+    """The best chunks by BM25, the best first."""
+    query = words_of(words)
+    rows = await connection.fetch(_POSTINGS, query) if query else []
+    if not rows:
+        return []
+    allowed = None
+    if where.source or where.metadata:
+        clause, parameters = condition(where, 1)
+        allowed = await connection.fetchval(
+            f"SELECT coalesce(string_agg(int8send(d.id), ''), '') FROM unwait.documents d WHERE {clause}",
+            *parameters,
+        )
+    postings = [Postings(row["documents"], row["counts"], row["entries"]) for row in rows]
+    ranked = await asyncio.to_thread(bm25, postings, rows[0]["chunks"], rows[0]["words"], depth, allowed)
+    return await _candidates(connection, ranked.documents, ranked.positions, ranked.scores, depth)
+
+
+async def by_vector(
+    connection: Any, extension: str, vector: Vectors | None, space: str, depth: int, where: Filter
+) -> list[Candidate]:
+    """The nearest chunks by cosine, the nearest first; `extension` is the schema of pgvector."""
+    if vector is None or not vector.any():
+        return []
+    clause, parameters = condition(where, 4)
+    among = f"AND document IN (SELECT d.id FROM unwait.documents d WHERE {clause})" if parameters else ""
+    # Lengths are equal within a space, as long as its model stays what it was.
+    query = f"""
+        SELECT document, position, vector OPERATOR({extension}.<#>) $1::{extension}.vector AS distance
+        FROM unwait.vectors WHERE space = $2 AND {extension}.vector_dims(vector) = $3 {among} ORDER BY distance
+    """
+    given = (encode_vectors(vector.reshape(1, -1))[0], stored(space), vector.size, *parameters)
+    rows = await connection.fetch(f"{query} LIMIT {depth + 1}", *given)
+    if len(rows) > depth and rows[depth]["distance"] == rows[depth - 1]["distance"]:
+        # The last place may belong to any of those with its score: all of them are needed.
+        rows = await connection.fetch(f"{query} FETCH FIRST {depth} ROWS WITH TIES", *given)
+    documents = [row["document"] for row in rows]
+    scores = [0.0 - row["distance"] for row in rows]
+    return await _candidates(connection, documents, [row["position"] for row in rows], scores, depth)
+
+
+async def _candidates(
+    connection: Any, documents: list[int], positions: list[int], scores: list[float], depth: int
+) -> list[Candidate]:
+    if not documents:
+        return []
+    rows = await connection.fetch(_CANDIDATES, documents, positions, scores, depth)
+    return [
+        Candidate(
+            chunk=original(row["id"]),
+            uri=original(row["uri"]),
+            title=original(row["title"]),
+            section=tuple(original_json(row["section"])),
+            page=row["page"],
+            start=row["begins"],
+            end=row["ends"],
+            text=original(row["text"]),
+            metadata=original_json(row["metadata"]),
+            score=row["score"],
+        )
+        for row in rows
+    ]

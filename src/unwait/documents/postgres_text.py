@@ -1,0 +1,119 @@
+"""Text as PostgreSQL can hold it, and its words as they are counted.
+
+PostgreSQL has no NUL in a text, and no halves of characters (lone surrogates). Both are written as control characters,
+which every locale takes for blanks: ESCAPE and one more for NUL and for ESCAPE itself, ESCAPE and four octal digits of
+a kind for a surrogate. All other text, and that is nearly all there is, is stored as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+ESCAPE = "\x10"
+_NUL = "\x0e"
+_SPECIAL = re.compile("[\x00\x10\ud800-\udfff]")
+_ESCAPED = re.compile("\x10(?:([\x0e\x10])|([\x01-\x08]{4}))")
+_WORDS = re.compile(r"[^\W_]+")
+_PIECE = 60_000  # characters: within PostgreSQL's limits on one text search vector, whatever the words
+
+
+def stored(text: str) -> str:
+    """The text as it is stored; `original` gives it back, to the character."""
+    if "\x00" not in text and ESCAPE not in text:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            pass
+        else:
+            return text
+    return _SPECIAL.sub(_escape, text)
+
+
+def original(text: str) -> str:
+    """The text that was given to `stored`."""
+    return _ESCAPED.sub(_unescape, text) if ESCAPE in text else text
+
+
+def stored_or_none(text: str | None) -> str | None:
+    return None if text is None else stored(text)
+
+
+def original_or_none(text: str | None) -> str | None:
+    return None if text is None else original(text)
+
+
+def stored_json(value: object) -> str:
+    """The value as JSON, as it is stored."""
+    # With "\\ud83d\\ude00" for two halves of a character, a whole one would come back.
+    return stored(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def original_json(text: str) -> Any:
+    """The value that was given to `stored_json`."""
+    return json.loads(original(text))
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    if character == "\x00":
+        return ESCAPE + _NUL
+    if character == ESCAPE:
+        return ESCAPE + ESCAPE
+    return ESCAPE + "".join(chr(1 + int(digit)) for digit in f"{ord(character) - 0xD800:04o}")
+
+
+def _unescape(match: re.Match[str]) -> str:
+    if match[1] is not None:
+        return "\x00" if match[1] == _NUL else ESCAPE
+    return chr(0xD800 + int("".join(str(ord(digit) - 1) for digit in match[2]), 8))
+
+
+def words(text: str) -> str:
+    """The words of the text, without case, accents and punctuation, with a blank between them.
+
+    What is a word does not depend on the server's locale, and nothing in them means anything to its parser.
+    """
+    if not text.isascii():
+        text = "".join(
+            character
+            for character in unicodedata.normalize("NFKD", text)
+            if not unicodedata.combining(character)
+        )
+    return " ".join(_WORDS.findall(text.casefold()))
+
+
+def pieces(text: str) -> list[str]:
+    """The text cut at blanks into pieces that the server can take in at once; at least one."""
+    if len(text) <= _PIECE:
+        return [text]
+    found, start = [], 0
+    while len(text) - start > _PIECE:
+        end = text.rfind(" ", start, start + _PIECE)
+        if end <= start:
+            end = start + _PIECE
+        found.append(text[start:end])
+        start = end
+    return [*found, text[start:]]
+
+
+def facets(metadata: Mapping[str, Any]) -> list[str]:
+    """Each name with its value, where that is a text, a number, or true or false: what a filter compares."""
+    return [
+        facet(name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in metadata.items()
+        if isinstance(value, str | int | float)
+    ]
+
+
+def facet(name: str, value: str) -> str:
+    return stored_json([name, value])
+
+
+def like(source: str) -> str:
+    """The pattern of SQL's LIKE for the source of a filter: a beginning, or a whole URI with `*` for anything."""
+    escaped = re.sub(r"([\\%_])", r"\\\1", stored(source))
+    return escaped.replace("*", "%") if "*" in source else escaped + "%"

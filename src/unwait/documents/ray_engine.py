@@ -1,0 +1,185 @@
+"""`engine="ray"`: the same stages in several processes, on one machine or many.
+
+The driver lists the sources and sends them in batches to actors; each actor runs our loop, with a pipeline of its own
+for each batch and its models open all the time. The journal is the store, which all of them write: a document is saved
+in one transaction by whichever actor has it. So an actor that dies takes nothing along but what was under way, and its
+batch goes to another one, where what it had saved is found unchanged, and what it had paid for is found kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+try:
+    import ray
+    from ray.exceptions import RayActorError
+except ModuleNotFoundError as missing:
+    if missing.name != "ray":
+        raise
+    raise ImportError('engine="ray" needs Ray: pip install "unwait[ray]"', name="ray") from None
+
+from unwait.documents.model import Failure, Source
+from unwait.documents.pipeline import Ingestion
+from unwait.documents.report import Counts, IngestReport, Row
+from unwait.documents.settings import Settings
+from unwait.documents.store import Store, open_store
+from unwait.flow.fanout import stream
+from unwait.flow.rates import Rate
+from unwait.flow.stats import Report
+from unwait.loop import Runner
+from unwait.web.client import Client
+
+BATCH = 32  # sources that go to an actor at a time: a call of an actor costs about a millisecond
+_AHEAD = 2  # batches at each actor, so that one is there when the other is done
+_LOST = 3  # actors that a batch may take along before it is its sources that are to blame
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an actor tells of a batch."""
+
+    rows: list[Row]
+    gone: list[str]
+    counts: Counts
+
+
+class Worker:
+    """What runs in an actor: an ingestion that is open from the first batch to the last, on a loop of ours."""
+
+    def __init__(self, settings: Settings, address: str, run: int, api_key: str | None) -> None:
+        self._settings = settings
+        self._address = address
+        self._run = run
+        self._api_key = api_key
+        self._runner = Runner()
+        self._ingestion: Ingestion | None = None
+
+    def ingest(self, batch: Sequence[Source]) -> Done:
+        """Bring the sources into the store."""
+        return self._runner.run(self._ingest(batch))
+
+    async def _ingest(self, batch: Sequence[Source]) -> Done:
+        if self._ingestion is None:
+            store = await open_store(self._address).__aenter__()
+            settings = self._settings
+            client = await Client(max_bytes=settings.max_bytes, per_host=settings.per_host).__aenter__()
+            self._ingestion = await Ingestion(settings, store, self._run, client, self._api_key).__aenter__()
+        ingestion = self._ingestion
+        before = ingestion.counts
+        rows = [row async for row in ingestion.rows(_each(batch), progress=False, grace=0.0)]
+        gone, ingestion.gone = ingestion.gone, []
+        return Done(rows, gone, ingestion.counts - before)
+
+
+async def _each(batch: Sequence[Source]) -> AsyncIterator[Source]:
+    for source in batch:
+        yield source
+
+
+class RayIngestion:
+    """An `Ingestion` whose work is done by actors; to be used in `async with`.
+
+    Joins the cluster that Ray knows of (`RAY_ADDRESS`), or starts one on this machine for as long as it lasts.
+    """
+
+    def __init__(
+        self, settings: Settings, address: str, store: Store, run: int, api_key: str | None, workers: int
+    ) -> None:
+        rate, tokens = (_share(each, workers) for each in (settings.rate, settings.tokens))
+        limit = max(1, settings.limit // workers)
+        per_host = max(1, settings.per_host // workers)
+        shared = replace(settings, rate=rate, tokens=tokens, limit=limit, per_host=per_host)
+        self._make: Callable[[], Any] = lambda: actor.remote(shared, address, run, api_key)
+        # A batch at a time: its pipeline has the actor's loop for itself.
+        actor = ray.remote(num_cpus=1, max_restarts=0)(Worker)
+        self._store = store
+        self._run = run
+        self._workers = workers
+        self._started = False
+        self._idle: asyncio.Queue[Any] = asyncio.Queue()
+        self.gone: list[str] = []
+        self.counts = Counts()
+
+    async def __aenter__(self) -> Self:
+        if not ray.is_initialized():
+            self._started = True
+            await asyncio.to_thread(
+                ray.init, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+            )
+        for _ in range(self._workers):
+            worker = self._make()
+            for _ in range(_AHEAD):
+                self._idle.put_nowait(worker)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._started:
+            await asyncio.to_thread(ray.shutdown)
+            return
+        while not self._idle.empty():
+            ray.kill(self._idle.get_nowait())
+
+    async def rows(
+        self,
+        sources: AsyncIterable[Source],
+        *,
+        progress: bool | Callable[[Report], None] | None,
+        grace: float,
+    ) -> AsyncIterator[Row]:
+        """Bring the sources into the store; their rows as their batches are done."""
+        done = stream(
+            self._send, _batches(sources), limit=self._workers * _AHEAD, progress=progress, grace=grace
+        )
+        async with done:
+            async for outcome in done:
+                for row in outcome.unwrap():
+                    yield row
+
+    def account(self, report: IngestReport) -> None:
+        """Add what the models did."""
+        report.count(self.counts)
+
+    async def _send(self, batch: Sequence[Source]) -> list[Row]:
+        worker = await self._idle.get()
+        for _ in range(_LOST):
+            try:
+                done: Done = await asyncio.wrap_future(worker.ingest.remote(batch).future())
+            except RayActorError:
+                worker = self._make()
+                continue
+            self._idle.put_nowait(worker)
+            self.gone += done.gone
+            self.counts += done.counts
+            return done.rows
+        self._idle.put_nowait(worker)
+        return [await self._lose(source) for source in batch]
+
+    async def _lose(self, source: Source) -> Row:
+        text = f"{_LOST} actors ended while they had this source and those listed beside it: try it with another engine"
+        await self._store.fail(Failure(source.uri, source.origin, "actor", "actor lost", text), self._run)
+        return Row(source.uri, "failed", "actor", "actor lost", text)
+
+
+async def _batches(sources: AsyncIterable[Source]) -> AsyncIterator[list[Source]]:
+    batch: list[Source] = []
+    async for source in sources:
+        batch.append(source)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _share(rate: str | None, workers: int) -> str | None:
+    """Each actor's part of a rate that is for all of them."""
+    if rate is None:
+        return None
+    whole = Rate.parse(rate)
+    return str(Rate(whole.amount / workers, whole.period))

@@ -1,0 +1,92 @@
+"""What an ingestion is to do: what was given, else what the store remembers of its last run, else the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+STATIC = "wordllama"
+EXTRACTIVE = "extractive"
+NONE = "none"
+DEFAULTS: Mapping[str, str | int] = {
+    "embed": STATIC,
+    "summarise": EXTRACTIVE,
+    "records": NONE,
+    "chat": NONE,
+    "base_url": "",
+    "chunk_size": 1000,
+    "overlap": 0,
+    "text_field": "text",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What an ingestion is to do. It can be pickled.
+
+    `embed` is "wordllama" or "openai:MODEL"; `summarise` "extractive", "none" or "openai:MODEL"; `records` "none" or
+    where their pydantic model is, "invoices.py:Invoice" or "package.module:Invoice", with the class in `schema` if
+    it was given itself; `chat` is the model that extracts them. `limit` bounds what waits at the same time,
+    `per_host` the requests for sources to one host, `rate` and `tokens` the calls of each model; `max_bytes` a source.
+    """
+
+    embed: str
+    summarise: str
+    records: str
+    chat: str
+    base_url: str
+    chunk_size: int
+    overlap: int
+    text_field: str
+    limit: int = 64
+    per_host: int = 16
+    rate: str | None = None
+    tokens: str | None = None
+    max_bytes: int = 50 << 20
+    retry_failed: bool = False
+    schema: type[BaseModel] | None = None
+
+    @property
+    def remembered(self) -> dict[str, str]:
+        """What the store keeps, so that the next run and a search need not be told again."""
+        return {name: str(getattr(self, name)) for name in DEFAULTS}
+
+
+def resolve(
+    given: Mapping[str, Any],
+    remembered: Mapping[str, str],
+    records: type[BaseModel] | str | None,
+    **rest: Any,
+) -> Settings:
+    """The settings of a run; None among the `given` stands for what was not said.
+
+    Raises ValueError for what makes no sense together.
+    """
+    found: dict[str, Any] = {}
+    for name, default in DEFAULTS.items():
+        value = given.get(name)
+        if value is None:
+            value = remembered.get(name, default)
+        found[name] = type(default)(value)
+    schema = None
+    if isinstance(records, type):
+        schema, found["records"] = records, f"{records.__module__}:{records.__qualname__}"
+    elif records is not None:
+        found["records"] = records
+    if found["records"] != NONE and found["chat"] == NONE:
+        # One chat model is enough for both.
+        if found["summarise"] in (EXTRACTIVE, NONE):
+            raise ValueError(
+                "records are extracted by a chat model: name it with chat= (--chat openai:MODEL)"
+            )
+        found["chat"] = found["summarise"]
+    if found["chunk_size"] < 1 or not 0 <= found["overlap"] < found["chunk_size"]:
+        raise ValueError(
+            f"chunk_size must be positive and overlap smaller than it, and are {found['chunk_size']} and "
+            f"{found['overlap']}"
+        )
+    return Settings(**found, schema=schema, **rest)

@@ -1,0 +1,75 @@
+"""A few words of a chunk that show why it was found."""
+
+from __future__ import annotations
+
+import re
+
+_WORD = re.compile(r"\w+")
+# What would steer a terminal, or turn the line around; half characters, which cannot be printed.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_HALF = re.compile(r"[\ud800-\udfff]")
+_FARTHEST = 30  # characters that are left out for the sake of a whole word
+_LONGEST_WORD = 8  # from here on, longer words count no more than others
+
+
+def snippet(text: str, query: str, *, most: int = 200) -> str:
+    """The passage of the text that holds most of the query's words, in one line of at most `most` characters.
+
+    It is cut between words, with `…` for what is left out. A text that has none of the words is cut at its end.
+    """
+    line = " ".join(_HALF.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub(" ", text)).split())
+    if len(line) <= most:
+        return line
+    room = most - 2
+    first, last = _passage(line, query, room)
+    # What is to be seen in the middle, with the words before it rather than those after it.
+    start = max(0, min(first - (room - (last - first)) // 2, len(line) - room))
+    end = start + room
+    if start:
+        space = line.find(" ", start - 1, min(start + _FARTHEST, max(first, start)))
+        start = space + 1 if space >= 0 else start
+    if end < len(line):
+        space = line.rfind(" ", max(end - _FARTHEST, last), end + 1)
+        end = space if space >= 0 else end
+    return f"{'…' if start else ''}{line[start:end].rstrip()}{'…' if end < len(line) else ''}"
+
+
+def _passage(line: str, query: str, room: int) -> tuple[int, int]:
+    """Where the words of the query are nearest together: the span with the most of them, each counted once."""
+    wanted = list(dict.fromkeys(_WORD.findall(query.casefold())))
+    known: dict[str, int | None] = {}
+    found: list[tuple[int, int, int]] = []
+    for match in _WORD.finditer(line):
+        word = match[0].casefold()
+        if word not in known:
+            known[word] = next((n for n, other in enumerate(wanted) if _alike(word, other)), None)
+        which = known[word]
+        if which is not None:
+            found.append((match.start(), match.end(), which))
+    # Long words say more than short ones, which every text is full of.
+    weights = [min(len(word), _LONGEST_WORD) for word in wanted]
+    counts = [0] * len(wanted)
+    best, span, left, total = 0, (0, 0), 0, 0
+    for start, end, which in found:
+        total += 0 if counts[which] else weights[which]
+        counts[which] += 1
+        # Also what says nothing new: the span begins with the last of each word.
+        while found[left][0] < start and (end - found[left][0] > room or counts[found[left][2]] > 1):
+            counts[found[left][2]] -= 1
+            total -= 0 if counts[found[left][2]] else weights[found[left][2]]
+            left += 1
+        if total > best and end - found[left][0] <= room:
+            best, span = total, (found[left][0], end)
+    return span
+
+
+def _alike(word: str, other: str) -> bool:
+    """Whether these are forms of one word, as far as their beginnings tell."""
+    if word == other:
+        return True
+    shorter, longer = sorted((word, other), key=len)
+    return (
+        len(shorter) >= 3
+        and len(longer) - len(shorter) <= 3
+        and longer.startswith(shorter[: max(3, len(shorter) - 1)])
+    )
