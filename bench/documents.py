@@ -1,6 +1,6 @@
 """What `unwait ingest` and `unwait search` cost, beside a script and two frameworks: one cell, its contenders in turn.
 
-    python documents.py CELL CONTENDER… [--port N] [--scratch DIRECTORY] [--short]
+    python documents.py CELL CONTENDER… [--port N] [--short]
 
 prints one line of JSON: contender → metrics, or {"unsupported": why}, or {"failed": why}. Each contender works in a
 fresh process (`documents.py work …`), on both cores. Its clock starts when its libraries are imported and stops when
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from documents_cells import (
+    ALONE,
     BETTER,
     CELLS,
     FULL_TEXT,
@@ -42,13 +43,22 @@ from loops import Unsupported, new_loop
 ONE_AT_A_TIME = 40  # pages; the rate is taken for that of all
 SHORT = 150
 COPIES = 10
-ALONE = " alone"
 WARM = 20
 TIMED = 300
 HITS = 10
 CHILD_TIMEOUT = 240
 # What an ingestion imports when it comes to it.
-IMPORTED = ("extract", "html", "chunk", "extractive", "static_vectors", "openai", "sqlite_store", "ingest", "search")
+IMPORTED = (
+    "extract",
+    "html",
+    "chunk",
+    "extractive",
+    "static_vectors",
+    "openai",
+    "sqlite_store",
+    "ingest",
+    "search",
+)
 
 
 def peak_mib() -> float:
@@ -111,18 +121,15 @@ async def contend(contender: str, todo: Work) -> dict[str, float]:
         return await by_unwait(todo)
     if contender == NO_SUMMARIES:
         return await by_unwait(todo, summarise="none")
-    if contender.endswith(ALONE):
-        return await stage_alone(todo, contender.removesuffix(ALONE))
+    if contender in ALONE:
+        return await stage_alone(todo, contender.removesuffix(" alone"))
     way = PEERS[contender.removesuffix(IN_MEMORY)]()
     return await timed(way(todo))
 
 
 def work_here(options: argparse.Namespace) -> dict[str, float]:
     """The child's part."""
-    if options.directory:
-        pages = sorted(Path(options.directory).glob("*.html"))
-    else:
-        pages = POSTGRESQL.pages()
+    pages = sorted(Path(options.directory).glob("*.html")) if options.directory else POSTGRESQL.pages()
     if options.count:
         pages = first(pages, options.count)
     site = f"http://127.0.0.1:{options.port}" if options.port else ""
@@ -190,13 +197,15 @@ def measure_runs(children: Children, contenders: Sequence[str]) -> dict[str, Any
             continue
         found[contender] = attempt(lambda name=contender: measure_run(children, name))
     chosen: dict[str, tuple[Callable[..., str], list[str]]] = {
-        SLOWEST: (min, [name for name in found if name.endswith(ALONE)]),
+        SLOWEST: (min, list(ALONE)),
         BETTER: (max, ["LlamaIndex", "LangChain"]),
         BETTER + IN_MEMORY: (max, ["LlamaIndex" + IN_MEMORY, "LangChain" + IN_MEMORY]),
     }
     for name in set(chosen) & set(contenders):
         choose, among = chosen[name]
-        rates = {other: found[other]["pages_per_second"] for other in among if "wall_s" in found.get(other, {})}
+        rates = {
+            other: found[other]["pages_per_second"] for other in among if "wall_s" in found.get(other, {})
+        }
         found[name] = (
             {"pages_per_second": rates[choose(rates, key=rates.__getitem__)]}
             if rates
@@ -226,8 +235,9 @@ def measure_memory(children: Children, contenders: Sequence[str]) -> dict[str, A
 
 
 async def time_searches(scratch: Path, short: bool) -> dict[str, Any]:
-    import unwait
     from documents_judgments import judgments, sample
+
+    import unwait
 
     roots = [POSTGRESQL.pages()[0].parent] + ([] if short else [PYTHON.root_of()])
     queries = [query.text for some in judgments(POSTGRESQL, TIMED).values() for query in some]
@@ -298,7 +308,6 @@ def main() -> int:
     parser.add_argument("cell", choices=[*MEASURES, "work"])
     parser.add_argument("contenders", nargs="+")
     parser.add_argument("--port", type=int, help="of documents_server.py")
-    parser.add_argument("--scratch", help="a directory for databases")
     parser.add_argument("--short", action="store_true", help=f"{SHORT} pages instead of all")
     parser.add_argument("--database", help="of a contender's process")
     parser.add_argument("--directory", help="pages in place of the corpus, for a contender's process")
@@ -312,7 +321,7 @@ def main() -> int:
             print(json.dumps({"unsupported": str(error)}))
         return 0
     port = options.port if CELLS[options.cell].server else None
-    with tempfile.TemporaryDirectory(prefix="unwait-bench-", dir=options.scratch) as scratch:
+    with tempfile.TemporaryDirectory(prefix="unwait-bench-") as scratch:
         children = Children(Path(scratch), port, options.short)
         print(json.dumps(MEASURES[options.cell](children, options.contenders)))
     return 0

@@ -61,7 +61,9 @@ def make_app() -> web.Application:
         calls["texts"] += len(texts)
         form = 0 if asked.get("encoding_format") == "base64" else 1
         rows = (vectors[zlib.crc32(text.encode()) % VECTORS][form] for text in texts)
-        data = ",".join(f'{{"object":"embedding","index":{n},"embedding":{row}}}' for n, row in enumerate(rows))
+        data = ",".join(
+            f'{{"object":"embedding","index":{n},"embedding":{row}}}' for n, row in enumerate(rows)
+        )
         await asyncio.sleep(EMBEDDING_LATENCY)
         tokens = sum(map(len, texts)) // 4
         usage = f'{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}'

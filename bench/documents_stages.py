@@ -60,8 +60,7 @@ async def read(todo: Work, stack: Any) -> Stage:
 
 def read_all(todo: Work) -> list[tuple[str, Any, Any]]:
     return [
-        (url, *read_one((url, page.read_bytes())))
-        for url, page in zip(todo.urls, todo.pages, strict=True)
+        (url, *read_one((url, page.read_bytes()))) for url, page in zip(todo.urls, todo.pages, strict=True)
     ]
 
 

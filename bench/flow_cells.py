@@ -12,7 +12,6 @@ from typing import Literal
 from report import ROOT
 
 OURS = "unwait"
-SERVED_BY = "aiohttp"
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,9 @@ class FlowCell:
     rounds: int | None = None
     """At most so many rounds, for what counts and does not time; None: as many as the run has."""
     server: bool = False
-    """Whether a server on another core takes part."""
+    """Whether the server of its part takes part."""
+    yardsticks: tuple[str, ...] = ()
+    """Contenders that do another work, or a part of it, and are no rivals."""
     seconds: int = 60
     """When to give up."""
 
@@ -62,10 +63,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of unwait: its name in the saved results, the page with its figures, and what is measured."""
+    """A part of unwait: its name in the saved results, the page with its figures, and what is measured.
+
+    `NAME.py` measures it, `server` is the script that serves it, with its arguments. Both run on a core each, or, if
+    not `pinned`, wherever there is one.
+    """
 
     name: str
     page: Path
+    server: tuple[str, ...]
+    pinned: bool
+    peers: tuple[str, ...]
     cells: dict[str, FlowCell]
     rows: tuple[FlowRow, ...]
     metrics: dict[str, Metric]
@@ -194,4 +202,13 @@ FLOW_ROWS = (
     FlowRow("flow-tokens", "tokens of calls of mixed size: used ÷ allowed", "used", "at least", 0.95),
 )
 
-FLOW = Part("flow", ROOT / "docs" / "flow.md", FLOW_CELLS, FLOW_ROWS, METRICS)
+FLOW = Part(
+    "flow",
+    ROOT / "docs" / "flow.md",
+    ("servers.py", "aiohttp", OURS),
+    pinned=True,
+    peers=("aiohttp", "aiolimiter", "aiometer", "httpx", "stamina", "tenacity", "tqdm"),
+    cells=FLOW_CELLS,
+    rows=FLOW_ROWS,
+    metrics=METRICS,
+)

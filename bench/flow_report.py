@@ -112,7 +112,7 @@ def losses(results: FlowResults) -> str:
                 continue
             ahead = []
             for contender in cell.contenders[1:]:
-                if contender in without:
+                if contender in without or contender in cell.yardsticks:
                     continue
                 theirs = results.values(cell.name, contender, name)
                 ratio = best(theirs, metric) / best(ours, metric) if theirs else 1.0

@@ -1,4 +1,4 @@
-"""Measures unwait's loop and flow beside their peers and renders the figures in docs/: what `make bench` runs."""
+"""Measures unwait beside its peers and renders the figures in docs/: what `make bench` runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from typing import Any
 import flow_report
 import report
 from cells import BASELINE, CELLS, OURS, YARDSTICK, Cell
-from flow_cells import FLOW_CELLS, SERVED_BY, FlowCell
+from documents_cells import DOCUMENTS
+from flow_cells import FLOW, FlowCell, Part
 from loops import FACTORIES, Unsupported, version
 
 BENCH = Path(__file__).resolve().parent
@@ -34,18 +35,19 @@ RESULTS = BENCH / "results.json"
 START_TIMEOUT = 30
 CLIENT_TIMEOUT = 60
 STACKS = ("aiohttp", "uvicorn", "httptools", "starlette")
-FLOW_PEERS = ("aiohttp", "aiolimiter", "aiometer", "httpx", "stamina", "tenacity", "tqdm")
-FLOW_ROUNDS = 3
+PARTS = (FLOW, DOCUMENTS)
+PART_ROUNDS = 3
 DISTURBED = 0.10
 IDLE, IOWAIT = 3, 4
 PROFILE_TIMES = 10
 
 EPILOG = """examples:
-  python bench/run.py                               everything, 5 rounds (flow: 3); saved and rendered
+  python bench/run.py                               everything, 5 rounds (parts: 3); saved and rendered
   python bench/run.py --quick                       2 short rounds of everything, printed and not saved
   python bench/run.py --only echo-100 echo-tls      these cells, printed and not saved
   python bench/run.py --only task --save            this cell, merged into the saved results and rendered
   python bench/run.py --only flow --save            all cells of unwait.flow (those without: loop cells)
+  python bench/run.py --only documents --save       all cells of unwait ingest and unwait search
   python bench/run.py --only call_soon --loops uvloop,unwait --rounds 3
   python bench/run.py --profile echo-100            where unwait's CPU goes there (needs perf)
   python bench/run.py --render-only                 the documents from the saved results
@@ -68,8 +70,8 @@ class Bench:
         self.libssl = find_libssl()
         self.certificate: tuple[str, ...] = ()
 
-    def start(self, arguments: list[str], core: int, **options: Any) -> subprocess.Popen[str]:
-        """A pinned process, its stdout piped and its stderr kept for an error's text."""
+    def start(self, arguments: list[str], core: int | None, **options: Any) -> subprocess.Popen[str]:
+        """A process on this core (or any), its stdout piped and its stderr kept for an error's text."""
         errors = self.scratch / f"errors-of-core-{core}"
         with errors.open("w") as stderr:
             return subprocess.Popen(
@@ -77,8 +79,8 @@ class Bench:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env=os.environ | {"PYTHONWARNINGS": "ignore"},
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+                env=os.environ | {"PYTHONWARNINGS": "ignore", "TMPDIR": str(self.scratch)},
+                preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
                 **options,
             )
 
@@ -162,17 +164,24 @@ class Bench:
             "client_share": counts["client_cpu_s"] / counts["wall_s"],
         }
 
-    def measure_flow(self, cell: FlowCell, contenders: list[str], *, short: bool) -> dict[str, Any]:
-        """One round of a cell of unwait.flow: contender → metrics, or why there are none."""
+    def measure_part(
+        self, part: Part, cell: FlowCell, contenders: list[str], *, short: bool
+    ) -> dict[str, Any]:
+        """One round of a cell of a part: contender → metrics, or why there are none."""
         for path in self.scratch.glob("errors-of-core-*"):
             path.unlink()
-        arguments = [sys.executable, str(BENCH / "flow.py"), cell.name, *contenders]
+        server_core = self.server_core if part.pinned else None
+        client_core = self.client_core if part.pinned else None
+        arguments = [sys.executable, str(BENCH / f"{part.name}.py"), cell.name, *contenders]
         arguments += ["--short"] if short else []
         with contextlib.ExitStack() as stack:
             if cell.server:
-                _, port = stack.enter_context(self.server(SERVED_BY, OURS))
-                arguments += ["--port", str(port)]
-            process = stack.enter_context(self.start(arguments, self.client_core))
+                script, *rest = part.server
+                server = self.start([sys.executable, str(BENCH / script), *rest], server_core)
+                stack.enter_context(server)
+                stack.callback(server.kill)
+                arguments += ["--port", str(self.read_json(server, START_TIMEOUT)["port"])]
+            process = stack.enter_context(self.start(arguments, client_core))
             return self.read_json(process, cell.seconds)
 
     def measure_memory(self, cell: Cell, pid: int, port: int) -> float:
@@ -322,10 +331,10 @@ def run_round(bench: Bench, cells: list[Cell], loops: list[str], number: int, fo
         print(f"round {number + 1}: {cell.name:18} {', '.join(sorted(said))}", file=sys.stderr, flush=True)
 
 
-def run_flow_round(
-    bench: Bench, cells: list[FlowCell], number: int, short: bool, found: dict[str, Any]
+def run_part_round(
+    bench: Bench, part: Part, cells: list[FlowCell], number: int, short: bool, found: dict[str, Any]
 ) -> None:
-    """One round of unwait.flow: every cell once, its contenders one after another in a turned order."""
+    """One round of a part of unwait: every cell once, its contenders one after another in a turned order."""
     for cell in cells:
         if cell.rounds is not None and number >= cell.rounds:
             continue
@@ -334,7 +343,7 @@ def run_flow_round(
         names = [*cell.contenders[turn:], *cell.contenders[:turn]]
         with Others({bench.server_core, bench.client_core}) as others:
             try:
-                measured = bench.measure_flow(cell, names, short=short)
+                measured = bench.measure_part(part, cell, names, short=short)
             except Failed as error:
                 measured = {name: {"failed": str(error)} for name in names}
         said = []
@@ -369,36 +378,35 @@ def measure_loops(
     return found
 
 
-def measure_flow(
-    bench: Bench, cells: list[FlowCell], rounds: int, *, short: bool, save: bool
+def measure_part(
+    bench: Bench, part: Part, cells: list[FlowCell], rounds: int, *, short: bool, save: bool
 ) -> dict[str, Any]:
-    """All rounds of the cells of flow, printed, and rendered if they are saved."""
+    """All rounds of the cells of a part, printed, and rendered if they are saved."""
     found: dict[str, Any] = {}
     began = time.monotonic()
     for number in range(rounds):
-        run_flow_round(bench, cells, number, short, found)
+        run_part_round(bench, part, cells, number, short, found)
     took = round(time.monotonic() - began)
-    print(flow_report.terminal_tables(found))
+    print(flow_report.terminal_tables(part, found))
     if save:
-        versions = {OURS: version(OURS)} | {name: package_version(name) for name in FLOW_PEERS}
+        versions = {OURS: version(OURS)} | {name: package_version(name) for name in part.peers}
         run = {"versions": versions, "rounds": rounds, "took_s": took}
-        report.save(RESULTS, machine() | run, found, part="flow")
-        flow_report.render(RESULTS)
+        report.save(RESULTS, machine() | run, found, part=part.name)
+        flow_report.render(RESULTS, part)
     return found
 
 
-def choose(patterns: list[str] | None, loops_only: bool) -> tuple[list[Cell], list[FlowCell]]:
-    """The cells of the loop and those of flow whose names are among the patterns, or else contain one."""
-    names = [*CELLS] if loops_only else [*CELLS, *FLOW_CELLS]
-    if patterns and not set(patterns) <= set(names):
-        names = [name for name in names if any(pattern in name for pattern in patterns)]
-        if not names:
-            raise SystemExit(f"run.py: no cell is named like {', '.join(patterns)}; --list shows them")
-    elif patterns:
-        names = patterns
-    return [CELLS[name] for name in names if name in CELLS], [
-        FLOW_CELLS[name] for name in names if name in FLOW_CELLS
-    ]
+def choose(patterns: list[str] | None, loops_only: bool) -> list[str]:
+    """The cells of the loop and of the parts whose names are among the patterns, or else contain one."""
+    names = [*CELLS] if loops_only else [*CELLS, *(name for part in PARTS for name in part.cells)]
+    if not patterns:
+        return names
+    if set(patterns) <= set(names):
+        return patterns
+    names = [name for name in names if any(pattern in name for pattern in patterns)]
+    if not names:
+        raise SystemExit(f"run.py: no cell is named like {', '.join(patterns)}; --list shows them")
+    return names
 
 
 def parse() -> argparse.Namespace:
@@ -437,16 +445,18 @@ def main() -> int:
         for cell in CELLS.values():
             words = (f"{cell.name:20} {cell.kind:7} {cell.mode}", str(cell.connections or ""), *cell.load)
             print(" ".join(words).rstrip())
-        for flow_cell in FLOW_CELLS.values():
-            print(f"{flow_cell.name:20} flow    {'; '.join(flow_cell.contenders)}")
+        for part in PARTS:
+            for name, part_cell in part.cells.items():
+                print(f"{name:20} {part.name:7} {'; '.join(part_cell.contenders)}")
         for name in FACTORIES:
             print(f"loop {name:15} {version(name)}")
         return 0
     if options.render_only:
         report.render(RESULTS)
-        flow_report.render(RESULTS)
+        for part in PARTS:
+            flow_report.render(RESULTS, part)
         return 0
-    cells, flow_cells = choose(options.only, loops_only=bool(options.loops))
+    names = choose(options.only, loops_only=bool(options.loops))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loops = options.loops.split(",") if options.loops else list(FACTORIES)
@@ -462,10 +472,13 @@ def main() -> int:
             return 0
         save = options.save or not (options.only or options.quick or options.loops)
         found: dict[str, Any] = {}
-        if cells:
+        if cells := [CELLS[name] for name in names if name in CELLS]:
             found |= measure_loops(bench, cells, loops, rounds, save=save)
-        if flow_cells:
-            found |= measure_flow(bench, flow_cells, min(rounds, FLOW_ROUNDS), short=options.quick, save=save)
+        for part in PARTS:
+            if chosen := [part.cells[name] for name in names if name in part.cells]:
+                found |= measure_part(
+                    bench, part, chosen, min(rounds, PART_ROUNDS), short=options.quick, save=save
+                )
     failures = [
         f"{name} on {loop}: {entry['failed']}"
         for name, row in found.items()

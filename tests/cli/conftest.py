@@ -214,6 +214,35 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
             process.kill()
 
 
+class Models(Server):
+    """An embeddings endpoint that remembers what it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: set[str | None] = set()
+        self.texts: list[str] = []
+
+    def routes(self) -> dict[str, Handler]:
+        return {"/v1/embeddings": self._embed}
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        self.keys.add(request.headers.get("Authorization"))
+        self.texts += asked["input"]
+        data = [
+            {"index": index, "object": "embedding", "embedding": [1.0, float(len(text)), 0.5]}
+            for index, text in enumerate(asked["input"])
+        ]
+        usage = {"prompt_tokens": 7, "total_tokens": 7}
+        return web.json_response({"object": "list", "data": data, "model": asked["model"], "usage": usage})
+
+
+@pytest.fixture
+def models() -> Iterator[Models]:
+    with Models() as running:
+        yield running
+
+
 STEERING = "\x1b[2J\x07\u202e"  # what would clear a terminal, ring, and turn the line around
 
 

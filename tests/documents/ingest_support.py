@@ -15,19 +15,6 @@ from unwait.documents.store import Store, open_store
 CHILD = Path(__file__).with_name("ingest_child.py")
 WORDS = ["river", "stone", "cloud", "amber", "falcon", "winter", "harbour", "violin", "copper", "meadow"]
 WORDS += ["lantern", "orchid"]
-    "river",
-    "stone",
-    "cloud",
-    "amber",
-    "falcon",
-    "winter",
-    "harbour",
-    "violin",
-    "copper",
-    "meadow",
-    "lantern",
-    "orchid",
-]
 
 
 def prose(seed: int, sentences: int = 6) -> str:

@@ -341,6 +341,58 @@ def test_a_crash_pays_for_no_vector_twice(run: Run, opened: Opened) -> None:
     run(main())
 
 
+def test_an_answer_that_came_is_kept_though_nobody_waits_for_it_any_longer(
+    run: Run, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        real = SqliteStore.keep_calls
+        keeping, go = asyncio.Event(), asyncio.Event()
+
+        async def slow(self: SqliteStore, uri: str, calls: Mapping[str, bytes]) -> None:
+            keeping.set()
+            await go.wait()
+            await real(self, uri, calls)
+
+        monkeypatch.setattr(SqliteStore, "keep_calls", slow)
+
+        async def ask() -> bytes:
+            return b"x"
+
+        chunks = chunks_of("one")
+        async with opened() as store:
+            finished = Finished(store)
+            async with Embedding(Embedder(), finished) as embedding:
+                for paid in (embedding.vectors("a", chunks), finished.once("a", "k:1", ask)):
+                    task = asyncio.ensure_future(paid)
+                    await keeping.wait()
+                    task.cancel()
+                    await asyncio.sleep(0)
+                    go.set()
+                    await asyncio.wait([task])
+                    keeping.clear()
+                    go.clear()
+            keys = [f"embed:test:{chunks[0].digest}", "k:1"]
+            assert list(await store.kept_calls(keys)) == keys
+
+    run(main())
+
+
+def test_a_huge_document_is_embedded_block_by_block(run: Run, opened: Opened) -> None:
+    async def main() -> None:
+        for paid in (True, False):
+            embedder = Embedder(paid=paid)
+            embedder.batch, embedder.batch_tokens = 64, 1e9
+            chunks = chunks_of(*(f"text {number % 1500}" for number in range(2000)))
+            async with opened() as store, Embedding(embedder, Finished(store)) as embedding:
+                found, asked = await embedding.vectors(f"{paid}", chunks)
+                assert np.array_equal(found, expected(chunks))
+                assert asked == len(embedder.texts)
+                if paid:
+                    assert asked == 1500
+
+    run(main())
+
+
 def test_models_that_cost_nothing_leave_nothing_in_the_store(run: Run, opened: Opened) -> None:
     async def main() -> None:
         embedder = Embedder(paid=False)
@@ -418,6 +470,7 @@ def test_the_same_passage_of_two_documents_is_embedded_once(run: Run, opened: Op
             await asyncio.sleep(0)
             if end == "cancel":
                 first.cancel()
+                await asyncio.wait([first])
             embedder.gate.set()
             found = await asyncio.gather(first, *others, return_exceptions=True)
             for rows in found[1:]:

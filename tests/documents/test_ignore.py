@@ -16,8 +16,8 @@ from unwait.documents.ignore import Patterns, Selection, lines_of
 
 # Few letters, so that patterns and names meet often.
 NAMES = st.text("ab[-]!é \\", min_size=1, max_size=3).filter(lambda name: name.strip())
-_PIECES = "a b ab * ** / ? [ab] [!a] [a-b] []-] [^b] [[:alpha:]] [[:upper:] [b-a] [\\]] ! \\ # é - ] [ /**/ **/ /** a/ \\*"
-PIECES = st.sampled_from([*_PIECES.split(), " ", "\\ ", "\t"])
+_PIECES = "a b ab * ** / ? [ab] [!a] [a-b] []-] [^b] [[:alpha:]] [[:upper:] [b-a] [\\]] ! \\ # é - ] [ /**/ **/ /** a/"
+PIECES = st.sampled_from([*_PIECES.split(), "\\*", " ", "\\ ", "\t"])
 LINES = st.lists(PIECES, min_size=1, max_size=6).map("".join)
 RULES = st.lists(LINES, max_size=5).map("\n".join)
 TREES = st.lists(st.lists(NAMES, min_size=1, max_size=4), min_size=1, max_size=12)

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import unwait
 from unwait.cli.fetch_options import bad
-from unwait.cli.stdio import safe, tolerate_characters
+from unwait.cli.stdio import on_one_line, safe, tolerate_characters
 from unwait.cli.store_option import problems_told
 from unwait.flow.faults import scrub
-from unwait.web.text import printable
 
 if TYPE_CHECKING:
     from unwait.documents.report import IngestReport, Row
@@ -57,18 +56,13 @@ def run_ingest(
 def _show_failures(report: IngestReport, rows: Rows, database: str) -> None:
     if not report.failed:
         return
-    print("\nfailed, by cause" if report.failed <= _EXAMPLES else "\nfailed, by cause, some of them")
-    causes = report.causes.most_common()
-    each = max(1, _EXAMPLES // len(causes))
-    left = _EXAMPLES
-    for kind, count in causes:
-        shown = rows.examples.get(kind, ())[: min(each, left)]
-        left -= len(shown)
-        for row in shown:
-            error = printable(scrub(row.error or ""))[:_LONGEST]
-            print(f"  {printable(kind)}: {printable(scrub(row.uri))}: {error}")
-        if count > len(shown):
-            print(f"  {printable(kind)}: {count - len(shown):,} more")
+    # How many of each cause there are, the report has told.
+    each = max(1, _EXAMPLES // len(report.causes))
+    shown = [row for kind, _ in report.causes.most_common() for row in rows.examples.get(kind, ())[:each]]
+    print("\nfailed" if len(shown) == report.failed else "\nfailed, for example")
+    for row in shown[:_EXAMPLES]:
+        facts = (row.kind or "error", scrub(row.uri), scrub(row.error or "")[:_LONGEST])
+        print(f"  {': '.join(map(on_one_line, facts))}")
     name = shlex.quote(safe(scrub(database)))
     print(f"all of them: unwait documents failed --db {name}")
     print(f"once more:   unwait ingest --retry-failed --db {name}")

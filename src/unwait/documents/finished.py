@@ -29,6 +29,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _AT_ONCE = 8  # calls for one document that run at the same time
+_BLOCK = 256  # passages of a document that are looked up and asked for together
 _IN_LOOP = (
     64  # chunks that are hashed, and rows that are put together, within the loop: a quarter of a millisecond
 )
@@ -38,26 +39,32 @@ _MAY_BE_A_TEXTS = frozenset((400, 413, 422, 500))
 
 
 async def each(func: Callable[[T], Awaitable[R]], items: Iterable[T], limit: int = _AT_ONCE) -> list[R]:
-    """`[await func(item) for item in items]`, at most `limit` at a time; the first error ends all of it.
+    """`[await func(item) for item in items]`, at most `limit` at a time.
 
-    Unlike `unwait.map`, an interruption of the program does not end it early: the document it is for has been begun.
+    After the first error no more are begun; it is raised when those under way have ended, which are paid for anyway.
+    Unlike `unwait.map`, an interruption of the program does not end it: the document it is for has been begun.
     """
-    waiting = list(enumerate(items))
-    found: list[Any] = [None] * len(waiting)
+    waiting = list(items)
     if len(waiting) == 1:
-        return [await func(waiting[0][1])]
-    todo = iter(waiting)
+        return [await func(waiting[0])]
+    found: list[Any] = [None] * len(waiting)
+    failed: list[Exception] = []
+    todo = iter(enumerate(waiting))
 
     async def work() -> None:
         for index, item in todo:
-            found[index] = await func(item)
+            if failed:
+                return
+            try:
+                found[index] = await func(item)
+            except Exception as error:
+                failed.append(error)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(limit, len(waiting))):
-                group.create_task(work())
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(limit, len(waiting))):
+            group.create_task(work())
+    if failed:
+        raise failed[0]
     return found
 
 
@@ -85,7 +92,7 @@ class Finished:
             await asyncio.wait([flight])
             if not flight.cancelled():
                 # It is kept for another document, with which it would go.
-                await self.store.keep_calls(uri, {key: flight.result()})
+                await self.keep(uri, {key: flight.result()})
                 return flight.result()
         self._flights[key] = flight = asyncio.get_running_loop().create_future()
         try:
@@ -96,12 +103,21 @@ class Finished:
             else:
                 answer = await ask()
                 self.calls += 1
-            await self.store.keep_calls(uri, {key: answer})
+            await self.keep(uri, {key: answer})
             flight.set_result(answer)
             return answer
         finally:
             del self._flights[key]
             flight.cancel()  # of no effect once it has its result
+
+    async def keep(self, uri: str, calls: Mapping[str, bytes]) -> None:
+        """Keep answers for this document, to the end: whoever is cancelled meanwhile has paid for them."""
+        keeping = asyncio.ensure_future(self.store.keep_calls(uri, calls))
+        try:
+            await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await asyncio.wait([keeping])
+            raise
 
     async def complete(
         self,
@@ -180,7 +196,21 @@ class Embedding:
         """
         if not chunks:
             return np.empty((0, 0), np.float32), 0
-        digests, passages = await _unblocking(len(chunks), lambda: _passages(uri, chunks))
+        # So that nothing is done for all chunks of a huge document at once, and no task is there for each.
+        blocks = [chunks[start : start + _BLOCK] for start in range(0, len(chunks), _BLOCK)]
+        under_way = max(1, self._embedder.at_once * self._embedder.batch // _BLOCK)
+        found = await each(lambda block: self._block(uri, block), blocks, under_way)
+        if len(found) == 1:
+            return found[0]
+        return await asyncio.to_thread(np.concatenate, [rows for rows, _ in found]), sum(
+            own for _, own in found
+        )
+
+    async def _block(self, uri: str, chunks: Sequence[Chunk]) -> tuple[Vectors, int]:
+        if len(chunks) <= _IN_LOOP:
+            digests, passages = _passages(uri, chunks)
+        else:
+            digests, passages = await asyncio.to_thread(_passages, uri, chunks)
         if self._embedder.paid:
             rows, own = await self._paid(uri, passages)
         else:
@@ -188,7 +218,7 @@ class Embedding:
             missing = [passage for key, passage in passages.items() if key not in rows]
             rows.update(await self._embedded(missing))
             own = len(missing)
-        return await _unblocking(len(chunks), lambda: np.stack([rows[key] for key in digests])), own
+        return np.stack([rows[key] for key in digests]), own
 
     # Models that cost nothing: each document's passages for themselves, in as few calls as may be.
 
@@ -269,8 +299,7 @@ class Embedding:
                 raise found.error
             rows[passage.digest] = found
 
-        # As many as can be under way: a task for each passage of a huge document would be too much.
-        await each(ask, missing, self._embedder.batch * self._embedder.at_once)
+        await each(ask, missing, _BLOCK)
         return len(missing)
 
     async def _embed_and_keep(self, passages: list[_Passage]) -> Sequence[Vectors | _Failed]:
@@ -287,7 +316,7 @@ class Embedding:
             kept.setdefault(passage.uri, {})[self._key(passage)] = row.astype("<f4", copy=False).tobytes()
         try:
             for uri, calls in kept.items():
-                await self._store.keep_calls(uri, calls)
+                await self._finished.keep(uri, calls)
         except Exception as error:
             # The batch would halve itself for it, and pay again.
             return [_Failed(error)] * len(passages)
@@ -308,8 +337,3 @@ def _passages(uri: str, chunks: Sequence[Chunk]) -> tuple[list[str], dict[str, _
     texts = [chunk.passage for chunk in chunks]
     digests = [digest(text) for text in texts]
     return digests, {key: _Passage(uri, key, text) for key, text in zip(digests, texts, strict=True)}
-
-
-async def _unblocking(size: int, step: Callable[[], R]) -> R:
-    """Do a step over so many chunks: in a thread, where the loop would feel it."""
-    return step() if size <= _IN_LOOP else await asyncio.to_thread(step)

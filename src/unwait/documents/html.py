@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_TAGS = 4_000_000  # each takes about 150 bytes in the parsed page
 _SMALL = 1000  # tags; a page with fewer cannot be nested so deep that it matters
+_SHORT = 30_000  # characters; a shorter page has no tag with so many attributes that it matters
 _DEEPEST = 400
 _MOST_ATTRIBUTES = 500  # of one tag
 _LOOKED_BACK = 10  # open elements among which an end tag looks for its start
@@ -39,6 +40,10 @@ _BLOCKS = (
 ).split()
 _FRAMING = frozenset(("nav", "footer", "aside"))
 _HIDDEN = "[hidden], [style*='display:none' i], [style*='display: none' i], dialog:not([open])"
+# The heading of a note is not that of what comes after the note.
+_NO_SECTION = (
+    ":is(.note, .tip, .warning, .caution, .important, .admonition, blockquote) :is(h1, h2, h3, h4, h5, h6)"
+)
 # What frames a page: by role, and by the class names of DocBook and Sphinx.
 _FRAME = (
     "[role=navigation], [role=banner], [role=contentinfo], [role=complementary], [role=search],"
@@ -72,8 +77,10 @@ _FORMATTING = frozenset("a b big code em font i nobr s small strike strong tt u"
 _SCOPES = frozenset("applet button caption marquee object select table template svg math".split())
 _TAG = re.compile(r"<(?:(!--)|(/?)([a-z][^\s/>]*))")
 _COMMENT_END = re.compile("--!?>")
-_IN_TAG = re.compile(r"[^>\"']{1,10000}|\"[^\"]*\"|'[^']*'|[\"']")
-_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+_CROWDED = re.compile(
+    r"<[a-z][^\s/>]*+(?:[\s/]++[^\s/>=]++(?:\s*+=\s*+(?:\"[^\"]*+\"|'[^']*+'|[^\s>\"'][^\s>]*+)?+)?+)"
+    rf"{{{_MOST_ATTRIBUTES}}}+"
+)
 _ANY_TAG = re.compile(r"</?([a-zA-Z][^\s/>]*)[^>]*>?")
 _KEPT_WHEN_FLAT = frozenset("script style template noscript textarea title meta head body html".split())
 
@@ -88,7 +95,7 @@ def html(text: str, name: str, *, max_characters: int) -> Text:
         raise SourceFailed(
             f"it has more than {_MOST_TAGS:,} tags; split it into smaller pages", kind="too large"
         )
-    if tags > _SMALL and _too_deep(text.lower()):
+    if (tags > _SMALL or len(text) > _SHORT) and _too_deep(text.lower()):
         text = _flat(text)
     try:
         page = LexborHTMLParser(text)
@@ -99,11 +106,12 @@ def html(text: str, name: str, *, max_characters: int) -> Text:
     writer = _Writer(max_characters)
     if body is not None:
         hidden = {node.mem_id for node in page.css(_HIDDEN)}
+        asides = {node.mem_id for node in page.css(_NO_SECTION)}
         frame = {node.mem_id for node in page.css(_FRAME)}
-        writer.walk(body, hidden | frame, framing=False)
+        writer.walk(body, hidden | frame, asides, framing=False)
         if not writer.length:
             writer = _Writer(max_characters)
-            writer.walk(body, hidden, framing=True)
+            writer.walk(body, hidden, asides, framing=True)
     if not writer.length:
         raise SourceFailed("the page has no text; it may be made by scripts", kind="empty")
     outline = writer.outline
@@ -127,15 +135,18 @@ class _Writer:
         self._prefix = ""  # of an item without text
         self._lists = 0
         self._after_item = False
-        self._headings: list[tuple[int, int]] = []  # what had been written when each began
+        self._headings: list[tuple[int, int] | None] = []  # what had been written when each began
         self._articles = 0
         self._tables: list[tuple[int, bool]] = []  # the rows that tables began in
         self._in_row = 0  # texts written since the row began
         self._row_broken = False  # they take more than one line
         self._beside = False  # what comes next stands beside a cell
 
-    def walk(self, body: LexborNode, left_out: set[int], *, framing: bool) -> None:
-        """Write what is below `body`, without these elements and, unless `framing`, without what frames a page."""
+    def walk(self, body: LexborNode, left_out: set[int], asides: set[int], *, framing: bool) -> None:
+        """Write what is below `body`, without these elements and, unless `framing`, without what frames a page.
+
+        Headings among `asides` begin no section.
+        """
         inline, starts, ends = self._inline, _STARTS, _ENDS
         skipped = _SKIPPED if framing else _SKIPPED | _FRAMING
         parents: list[LexborNode] = []
@@ -152,6 +163,8 @@ class _Writer:
             ):
                 if (start := starts.get(tag)) is not None:
                     start(self)
+                    if asides and node.mem_id in asides:
+                        self._headings[-1] = None
                 if (child := node.first_child) is not None:
                     parents.append(node)
                     node = child
@@ -229,8 +242,9 @@ class _Writer:
 
     def _end_heading(self, tag: str) -> None:
         self._boundary(2)
-        index, length = self._headings.pop()
-        if len(self.out) > index:
+        before = self._headings.pop()
+        if before is not None and len(self.out) > before[0]:
+            index, length = before
             title = " ".join(self.out[index + 1 : index + 40 : 2])
             self.outline.heading(length + len(self.out[index]), int(tag[1]), title)
 
@@ -364,6 +378,8 @@ def _too_deep(text: str) -> bool:
     It follows the open elements as far as it can without knowing all of the parser's rules; an end tag that ends
     nothing for sure ends nothing here.
     """
+    if _CROWDED.search(text):
+        return True
     open_elements: list[str] = []
     formatting = reopened = seen = position = 0
     foreign = False  # in SVG or MathML, where a tag can end itself
@@ -389,10 +405,6 @@ def _too_deep(text: str) -> bool:
             if tag == "svg" or tag == "math":
                 foreign = False
             continue
-        if (closing_bracket := text.find(">", position)) - position > _MOST_ATTRIBUTES * 2:
-            attributes = _QUOTED.sub("", text[position : _end_of_tag(text, position)])
-            if len(attributes.replace("/", " ").split()) > _MOST_ATTRIBUTES:
-                return True
         if tag in _VOID or tag in _IMPLIED:
             reopened += formatting
             continue
@@ -401,7 +413,7 @@ def _too_deep(text: str) -> bool:
             if position < 0:
                 break
             continue
-        if foreign and text[closing_bracket - 1] == "/" and tag not in _STARTS:
+        if foreign and text[text.find(">", position) - 1] == "/" and tag not in _STARTS:
             continue
         foreign = tag == "svg" or tag == "math" or (foreign and tag not in _STARTS and tag not in _FORMATTING)
         if tag in _FORMATTING:
@@ -422,13 +434,6 @@ def _closes(open_elements: list[str], tag: str) -> int | None:
         if open_elements[below] in _FORMATTING or open_elements[below] in _SCOPES:
             return None
     return None
-
-
-def _end_of_tag(text: str, position: int) -> int:
-    """Where a tag ends whose attributes begin here, past any `>` in their values."""
-    while match := _IN_TAG.match(text, position):
-        position = match.end()
-    return position
 
 
 def _flat(text: str) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from unwait.documents.pipeline import Ingestion
-from unwait.documents.report import IngestReport, LagMeter, Row, StageSummary, peak_memory
-from unwait.documents.settings import Settings, resolve
+from unwait.documents.report import IngestReport, LagMeter, Row, peak_memory
+from unwait.documents.settings import resolve
 from unwait.documents.sources import Listing
 from unwait.documents.store import Store, open_store
 from unwait.flow.stats import Report
@@ -19,6 +18,8 @@ from unwait.web.client import Client
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from unwait.documents.ray_engine import RayIngestion
 
 Named = str | os.PathLike[str]
 
@@ -88,11 +89,12 @@ async def ingest(
         raise ValueError("limit, per_host, max_bytes and workers must be positive")
     started = asyncio.get_running_loop().time()
     async with AsyncExitStack() as stack:
-        address = os.fspath(store) if isinstance(store, str | os.PathLike) else None
-        if engine == "ray" and address is None:
-            raise ValueError('engine="ray" needs the address of the store: its actors open it themselves')
-        if address is not None:
-            store = await stack.enter_async_context(open_store(address))
+        address: str | None = None
+        if isinstance(store, str | os.PathLike):
+            address = os.fspath(store)
+            opened = await stack.enter_async_context(open_store(address))
+        else:
+            opened = store
         settings = resolve(
             {
                 "embed": embed,
@@ -103,7 +105,7 @@ async def ingest(
                 "overlap": overlap,
                 "text_field": text_field,
             },
-            await store.settings(),
+            await opened.settings(),
             records,
             limit=limit,
             per_host=per_host,
@@ -112,7 +114,6 @@ async def ingest(
             max_bytes=max_bytes,
             retry_failed=retry_failed,
         )
-        run = await store.begin(settings.remembered)
         client = await stack.enter_async_context(Client(max_bytes=max_bytes, per_host=per_host))
         listing = Listing(
             named,
@@ -123,25 +124,30 @@ async def ingest(
             text_field=settings.text_field,
             max_bytes=max_bytes,
             stdin=stdin,
-            again=store.failures() if retry_failed else None,
+            again=opened.failures() if retry_failed else None,
         )
+        work: Ingestion | RayIngestion
         if engine == "ray":
             from unwait.documents.ray_engine import RayIngestion
 
-            work = RayIngestion(settings, address, store, run, api_key, workers)
+            if address is None:
+                raise ValueError('engine="ray" needs the address of the store: its actors open it themselves')
+            work = RayIngestion(settings, address, opened, api_key, workers)
         else:
-            work = Ingestion(settings, store, run, client, api_key)
-        report = IngestReport(store.name)
+            work = Ingestion(settings, opened, client, api_key)
+        report = IngestReport(opened.name)
         await stack.enter_async_context(work)
+        # Last: what cannot be done is not what the store remembers.
+        run = await opened.begin(settings.remembered)
         with LagMeter() as lag:
-            async with aclosing(work.rows(listing, progress=progress, grace=grace)) as rows:
+            async with aclosing(work.rows(run, listing, progress=progress, grace=grace)) as rows:
                 async for row in rows:
                     report.add(row)
                     if on_row is not None:
                         on_row(row)
             if prune:
                 report.not_pruned = sorted(listing.origins - listing.complete)
-                for uri in await store.prune(run, sorted(listing.complete), work.gone):
+                for uri in await opened.prune(run, sorted(listing.complete), work.gone):
                     row = Row(uri, "pruned")
                     report.add(row)
                     if on_row is not None:

@@ -32,7 +32,7 @@ _LOOKED_FOR = 100  # bookmarks of one page whose words are looked for on it
 _HYPHEN = "\ufffe"  # PDFium's own, where it joined a word that was divided at the end of a line
 _DATE = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
 _BULLET = re.compile(r"[•‣◦▪●○■–*-] ")
-_NUMBERING = r"(?:[A-Z]?[\d.]{0,20}|Chapter \d{1,4}[.:]?)\s?"
+_NUMBERING = r"(?:[A-Z]?[\d.]{0,20}|Chapter \d{1,4}[.:]?) ?"
 
 
 @dataclass(slots=True)
@@ -78,6 +78,7 @@ def _text(document: Any, name: str, max_characters: int) -> Text:
     outline = Outline()
     out: list[str] = []
     length = broken = 0
+    headline = ""
     for index in range(pages):
         try:
             lines = _lines(document, index, max_characters - length)
@@ -88,6 +89,8 @@ def _text(document: Any, name: str, max_characters: int) -> Text:
             if out:
                 out.append("\n\n")
                 length += 2
+            else:
+                headline = _headline(lines)
             outline.page(length, index + 1)
             _sections(outline, bookmarks.get(index, []), text, length, index + 1)
             out.append(text)
@@ -107,8 +110,19 @@ def _text(document: Any, name: str, max_characters: int) -> Text:
         metadata["published"] = "-".join(part for part in match.groups() if part)
     if broken:
         metadata["unreadable_pages"] = broken
-    title = shortened(about.get("Title", "")) or outline.first or file_name(name)
+    title = shortened(about.get("Title", "")) or headline or outline.first or file_name(name)
     return Text("".join(out), title, "pdf", outline.marks(), metadata)
+
+
+def _headline(lines: list[_Line]) -> str:
+    """What is written largest on the first page, if something is; it may take several lines."""
+    largest = max(line.size for line in lines)
+    if largest < 1.2 * median(line.size for line in lines):
+        return ""
+    large = [line.size > 0.95 * largest for line in lines]
+    first = large.index(True)
+    end = first + [*large[first:], False].index(False)
+    return shortened(" ".join(line.text for line in lines[first:end]).replace(_HYPHEN, ""))
 
 
 def _bookmarks(document: Any) -> dict[int, list[tuple[int, str]]]:
@@ -194,7 +208,8 @@ def _blocks(lines: list[_Line]) -> Iterator[str]:
         if down < -step:  # the top of the next column
             apart = had_room or above.text.endswith((".", "!", "?", ":"))
         else:
-            apart = down > 1.3 * step or abs(above.size - below.size) > 0.1 * max(above.size, below.size)
+            goes_on = not had_room and below.text[0].islower()
+            apart = (down > 1.3 * step and not goes_on) or abs(above.size - below.size) > 0.1 * above.size
         if apart:
             yield "".join(block).replace(_HYPHEN, "")
             block = []

@@ -10,7 +10,14 @@ is paid for has answered is kept there before it is used.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -37,6 +44,7 @@ from unwait.documents.settings import EXTRACTIVE, NONE, STATIC, Settings
 from unwait.documents.store import Store, StoreError
 from unwait.flow.faults import describe, scrub
 from unwait.flow.pipeline import Pipeline, Stage
+from unwait.flow.pipeline_run import PipelineOutcome
 from unwait.flow.stats import Report
 from unwait.web.errors import ClientError
 
@@ -50,6 +58,7 @@ if TYPE_CHECKING:
 _QUEUE = 64  # documents in front of a stage
 _QUEUE_BYTES = 16 << 20
 _READERS = 2  # threads that extract and chunk: mostly Python, so that more of them only contend
+_EMBEDDING = 256  # documents that are being embedded
 _SAVERS = 4  # documents on their way into the store
 _INLINE = 200  # chunks that a summary is made of in the loop's thread; it takes some 100 µs
 _LONGEST_ERROR = 2000  # characters
@@ -81,18 +90,22 @@ class Work:
         return body + vectors + 2 * sum(chunk.end - chunk.start for chunk in self.chunks)
 
 
+def _stage(func: Callable[[Work], Awaitable[Work]], limit: int, name: str) -> Stage:
+    return Stage(
+        func, limit=limit, name=name, queue=_QUEUE, queue_bytes=_QUEUE_BYTES, size=lambda work: work.size
+    )
+
+
 class Ingestion:
-    """The stages with their models, for one run of a store; to be used in `async with`.
+    """The stages with their models, for one store; to be used in `async with`.
 
     Raises what opening a model raises: ValueError for a name that is none, ImportError for a missing library.
     """
 
-    def __init__(
-        self, settings: Settings, store: Store, run: int, client: Client, api_key: str | None
-    ) -> None:
+    def __init__(self, settings: Settings, store: Store, client: Client, api_key: str | None) -> None:
         self._settings = settings
         self._store = store
-        self._run = run
+        self._run = 0
         self._client = client
         self._api_key = api_key
         self._stack = AsyncExitStack()
@@ -188,31 +201,32 @@ class Ingestion:
 
     async def rows(
         self,
+        run: int,
         sources: AsyncIterable[Source],
         *,
         progress: bool | Callable[[Report], None] | None,
         grace: float,
-    ) -> AsyncIterator[Row]:
-        """Bring the sources into the store; the row of each as soon as that is stored."""
+    ) -> AsyncGenerator[Row, None]:
+        """Bring the sources into the store, as this run of it; the row of each as soon as that is stored."""
+        self._run = run
         limit = self._settings.limit
-        # A document waits for its chunks, which go into batches with those of others.
-        waiting = max(limit, 256)
-        bounds = {"queue": _QUEUE, "queue_bytes": _QUEUE_BYTES, "size": lambda work: work.size}
         stages = [
             Stage(self._load, limit=limit, name="load"),
-            Stage(self._read, limit=_READERS, name="read", **bounds),
+            _stage(self._read, _READERS, "read"),
+            # A document waits for its chunks, which go into calls with those of others.
+            _stage(self._embed, max(limit, _EMBEDDING), "embed"),
+            _stage(self._summary, limit, "summarise"),
+            _stage(self._save, _SAVERS, "save"),
         ]
-        stages.append(Stage(self._embed, limit=waiting, name="embed", **bounds))
-        stages.append(Stage(self._summary, limit=limit, name="summarise", **bounds))
         if self._extractor is not None:
-            stages.append(Stage(self._records, limit=limit, name="records", **bounds))
-        stages.append(Stage(self._save, limit=_SAVERS, name="save", **bounds))
+            stages.insert(-1, _stage(self._records, limit, "records"))
         self._pipeline = Pipeline(stages, saved_in=self._store.name)
         stream = self._pipeline.stream(
             (self._begin(source) async for source in sources), progress=progress, grace=grace
         )
         async with stream:
             async for outcome in stream:
+                assert isinstance(outcome, PipelineOutcome)
                 work: Work = outcome.item
                 work.row.seconds = outcome.elapsed
                 if outcome.error is not None:

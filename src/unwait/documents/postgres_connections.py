@@ -35,6 +35,8 @@ _SETTINGS = {
     # A plan made while the tables are empty would be kept when they are not.
     "plan_cache_mode": "force_custom_plan",
     "jit": "off",
+    # To start other processes takes longer than to look through 100,000 vectors.
+    "min_parallel_table_scan_size": "128MB",
     # A machine that is gone leaves the right to write after two minutes.
     "tcp_keepalives_idle": "60",
     "tcp_keepalives_interval": "15",

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _MOST_ENTRIES = 8000
 _SHARE_OF_ENTRIES = 0.4
 _MOST_TERMS = 64
-_POSTINGS = f"""
+# Apart from `_POSTINGS`, so that the server knows what it plans for.
+_TERMS = f"""
 WITH totals AS (
     SELECT sum(chunks)::bigint AS chunks, sum(words)::bigint AS words FROM unwait.counts
 ), terms AS (
@@ -27,19 +28,19 @@ WITH totals AS (
     FROM unwait.postings
     WHERE term = ANY ((tsvector_to_array(to_tsvector('unwait.words', $1)))[:{_MOST_TERMS}])
     GROUP BY term
-), chosen AS (
+), counted AS (
     SELECT term, row_number() OVER by_entries AS place, sum(entries) OVER by_entries AS total
     FROM terms WINDOW by_entries AS (ORDER BY entries, term)
 )
+SELECT term, totals.chunks, totals.words FROM counted, totals
+WHERE place = 1 OR total <= greatest({_MOST_ENTRIES}, {_SHARE_OF_ENTRIES} * totals.chunks)
+"""
+_POSTINGS = f"""
 SELECT string_agg(int8send(document), '') AS documents,
     string_agg(int4send(octet_length(posting) / {ENTRY_BYTES}), '') AS counts,
-    string_agg(posting, '') AS entries,
-    (SELECT chunks FROM totals) AS chunks, (SELECT words FROM totals) AS words
-FROM chosen JOIN unwait.postings USING (term)
-WHERE place = 1 OR total <= greatest({_MOST_ENTRIES}, {_SHARE_OF_ENTRIES} * (SELECT chunks FROM totals))
-GROUP BY term ORDER BY term
+    string_agg(posting, '') AS entries
+FROM unwait.postings WHERE term = ANY ($1) GROUP BY term ORDER BY term
 """
-
 # Equal scores are in the order of URI and position.
 _CANDIDATES = """
 WITH best AS MATERIALIZED (
@@ -66,45 +67,60 @@ def condition(where: Filter, first: int) -> tuple[str, list[Any]]:
     return " AND ".join(clauses), parameters
 
 
-async def by_text(connection: Any, words: str, depth: int, where: Filter) -> list[Candidate]:
+async def allowed(connection: Any, where: Filter) -> list[int] | None:
+    """The ids of the documents that the filter lets through; None for all."""
+    if not where.source and not where.metadata:
+        return None
+    clause, parameters = condition(where, 1)
+    rows = await connection.fetch(f"SELECT d.id FROM unwait.documents d WHERE {clause}", *parameters)
+    return [row["id"] for row in rows]
+
+
+async def by_text(connection: Any, words: str, depth: int, documents: list[int] | None) -> list[Candidate]:
     """The best chunks by BM25, the best first."""
     query = words_of(words)
-    rows = await connection.fetch(_POSTINGS, query) if query else []
-    if not rows:
+    terms = await connection.fetch(_TERMS, query) if query else []
+    if not terms:
         return []
-    allowed = None
-    if where.source or where.metadata:
-        clause, parameters = condition(where, 1)
-        allowed = await connection.fetchval(
-            f"SELECT coalesce(string_agg(int8send(d.id), ''), '') FROM unwait.documents d WHERE {clause}",
-            *parameters,
-        )
-    postings = [Postings(row["documents"], row["counts"], row["entries"]) for row in rows]
-    ranked = await asyncio.to_thread(bm25, postings, rows[0]["chunks"], rows[0]["words"], depth, allowed)
+    rows = await connection.fetch(_POSTINGS, [row["term"] for row in terms])
+    postings = [Postings(*row) for row in rows]
+    totals = terms[0]
+    ranked = await asyncio.to_thread(bm25, postings, totals["chunks"], totals["words"], depth, documents)
     return await _candidates(connection, ranked.documents, ranked.positions, ranked.scores, depth)
 
 
 async def by_vector(
-    connection: Any, extension: str, vector: Vectors | None, space: str, depth: int, where: Filter
+    connection: Any,
+    extension: str,
+    vector: Vectors | None,
+    space: str,
+    depth: int,
+    documents: list[int] | None,
 ) -> list[Candidate]:
     """The nearest chunks by cosine, the nearest first; `extension` is the schema of pgvector."""
     if vector is None or not vector.any():
         return []
-    clause, parameters = condition(where, 4)
-    among = f"AND document IN (SELECT d.id FROM unwait.documents d WHERE {clause})" if parameters else ""
     # Lengths are equal within a space, as long as its model stays what it was.
     query = f"""
         SELECT document, position, vector OPERATOR({extension}.<#>) $1::{extension}.vector AS distance
-        FROM unwait.vectors WHERE space = $2 AND {extension}.vector_dims(vector) = $3 {among} ORDER BY distance
+        FROM unwait.vectors WHERE space = $2 AND {extension}.vector_dims(vector) = $3
+            {"" if documents is None else "AND document = ANY ($4::bigint[])"}
+        ORDER BY distance
     """
-    given = (encode_vectors(vector.reshape(1, -1))[0], stored(space), vector.size, *parameters)
+    given = [encode_vectors(vector.reshape(1, -1))[0], stored(space), vector.size]
+    if documents is not None:
+        given.append(documents)
     rows = await connection.fetch(f"{query} LIMIT {depth + 1}", *given)
     if len(rows) > depth and rows[depth]["distance"] == rows[depth - 1]["distance"]:
         # The last place may belong to any of those with its score: all of them are needed.
         rows = await connection.fetch(f"{query} FETCH FIRST {depth} ROWS WITH TIES", *given)
-    documents = [row["document"] for row in rows]
-    scores = [0.0 - row["distance"] for row in rows]
-    return await _candidates(connection, documents, [row["position"] for row in rows], scores, depth)
+    return await _candidates(
+        connection,
+        [row["document"] for row in rows],
+        [row["position"] for row in rows],
+        [0.0 - row["distance"] for row in rows],
+        depth,
+    )
 
 
 async def _candidates(

@@ -40,26 +40,24 @@ class Ranked(NamedTuple):
 
 
 def bm25(
-    postings: Sequence[Postings], chunks: int, words: int, depth: int, allowed: bytes | None = None
+    postings: Sequence[Postings], chunks: int, words: int, depth: int, documents: Sequence[int] | None
 ) -> Ranked:
-    """The chunks with the `depth` highest scores, in no order, and all others that score like the last of them.
+    """The chunks with the `depth` highest scores for at least one word, in no order, and all others that score like the last of them.
 
-    `chunks` and `words` are the totals of the store; `allowed` are the documents (int64) to be ranked, None for all.
+    `chunks` and `words` are the totals of the store; `documents` are those to be ranked, None for all.
     """
-    if not postings:
-        return Ranked([], [], [])
     average = words / chunks
     keys: list[NDArray[np.int64]] = []
     scores: list[NDArray[np.float64]] = []
     for word in postings:
         entries = np.frombuffer(word.entries, _ENTRY)
-        documents = np.frombuffer(word.documents, ">i8").astype(np.int64)
+        rows = np.frombuffer(word.documents, ">i8").astype(np.int64)
         counts = np.frombuffer(word.counts, ">i4")
         frequency = entries["frequency"] / 2
         length = entries["length"].astype(np.float64)
         rarity = np.log1p((chunks - len(entries) + 0.5) / (len(entries) + 0.5))
         scores.append(rarity * frequency * (K1 + 1) / (frequency + K1 * (1 - B + B * length / average)))
-        keys.append(np.repeat(documents << POSITION_BITS, counts) | entries["position"])
+        keys.append(np.repeat(rows << POSITION_BITS, counts) | entries["position"])
     # Scores of the same words in the same order are added in the same order: what is equal stays equal.
     key = np.concatenate(keys)
     order = np.argsort(key, kind="stable")
@@ -67,8 +65,8 @@ def bm25(
     first = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
     score = np.add.reduceat(np.concatenate(scores)[order], first)
     key = key[first]
-    if allowed is not None:
-        among = np.isin(key >> POSITION_BITS, np.frombuffer(allowed, ">i8").astype(np.int64))
+    if documents is not None:
+        among = np.isin(key >> POSITION_BITS, np.array(documents, np.int64))
         key, score = key[among], score[among]
     if len(score) > depth:
         best = score >= np.partition(score, -depth)[-depth]

@@ -238,8 +238,8 @@ async def prepare(connection: asyncpg.Connection, name: str) -> tuple[str, str]:
     state = await connection.fetchrow(_STATE)
     if state["encoding"] != "UTF8":
         raise StoreError(f"the encoding of {name} is {state['encoding']}: create a database with UTF8")
-    if state["server"] < 130000:
-        raise StoreError(f"{name} is PostgreSQL {state['server'] // 10000}: unwait needs 13 or newer")
+    if state["server"] < 140000:
+        raise StoreError(f"{name} is PostgreSQL {state['server'] // 10000}: unwait needs 14 or newer")
     if state["extension"] is None or not state["made"]:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1, $2)", LOCKS, SCHEMA_LOCK)

@@ -22,7 +22,7 @@ from unwait.documents.model import (
     digest,
 )
 from unwait.documents.postgres_connections import Connections, decode_vector, encode_vectors
-from unwait.documents.postgres_find import by_text, by_vector, condition
+from unwait.documents.postgres_find import allowed, by_text, by_vector, condition
 from unwait.documents.postgres_rank import POSITION_BITS
 from unwait.documents.postgres_text import (
     facets,
@@ -277,9 +277,11 @@ class PostgresStore:
             return [], []
 
         async def read(connection: Any) -> tuple[list[Candidate], list[Candidate]]:
+            documents = await allowed(connection, where)
+            extension = self._connections.extension
             return (
-                await by_text(connection, words, depth, where),
-                await by_vector(connection, self._connections.extension, vector, space, depth, where),
+                await by_text(connection, words, depth, documents),
+                await by_vector(connection, extension, vector, space, depth, documents),
             )
 
         return await self._connections.transaction(read, snapshot=True)

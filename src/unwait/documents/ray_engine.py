@@ -9,7 +9,8 @@ batch goes to another one, where what it had saved is found unchanged, and what 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +28,7 @@ from unwait.documents.pipeline import Ingestion
 from unwait.documents.report import Counts, IngestReport, Row
 from unwait.documents.settings import Settings
 from unwait.documents.store import Store, open_store
-from unwait.flow.fanout import stream
+from unwait.flow.fanout import Stream, stream
 from unwait.flow.rates import Rate
 from unwait.flow.stats import Report
 from unwait.loop import Runner
@@ -67,10 +68,10 @@ class Worker:
             store = await open_store(self._address).__aenter__()
             settings = self._settings
             client = await Client(max_bytes=settings.max_bytes, per_host=settings.per_host).__aenter__()
-            self._ingestion = await Ingestion(settings, store, self._run, client, self._api_key).__aenter__()
+            self._ingestion = await Ingestion(settings, store, client, self._api_key).__aenter__()
         ingestion = self._ingestion
         before = ingestion.counts
-        rows = [row async for row in ingestion.rows(_each(batch), progress=False, grace=0.0)]
+        rows = [row async for row in ingestion.rows(self._run, _each(batch), progress=False, grace=0.0)]
         gone, ingestion.gone = ingestion.gone, []
         return Done(rows, gone, ingestion.counts - before)
 
@@ -87,17 +88,17 @@ class RayIngestion:
     """
 
     def __init__(
-        self, settings: Settings, address: str, store: Store, run: int, api_key: str | None, workers: int
+        self, settings: Settings, address: str, store: Store, api_key: str | None, workers: int
     ) -> None:
         rate, tokens = (_share(each, workers) for each in (settings.rate, settings.tokens))
         limit = max(1, settings.limit // workers)
         per_host = max(1, settings.per_host // workers)
         shared = replace(settings, rate=rate, tokens=tokens, limit=limit, per_host=per_host)
-        self._make: Callable[[], Any] = lambda: actor.remote(shared, address, run, api_key)
+        self._make: Callable[[], Any] = lambda: actor.remote(shared, address, self._run, api_key)
         # A batch at a time: its pipeline has the actor's loop for itself.
         actor = ray.remote(num_cpus=1, max_restarts=0)(Worker)
         self._store = store
-        self._run = run
+        self._run = 0
         self._workers = workers
         self._started = False
         self._idle: asyncio.Queue[Any] = asyncio.Queue()
@@ -108,12 +109,8 @@ class RayIngestion:
         if not ray.is_initialized():
             self._started = True
             await asyncio.to_thread(
-                ray.init, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+                ray.init, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
             )
-        for _ in range(self._workers):
-            worker = self._make()
-            for _ in range(_AHEAD):
-                self._idle.put_nowait(worker)
         return self
 
     async def __aexit__(
@@ -127,13 +124,19 @@ class RayIngestion:
 
     async def rows(
         self,
+        run: int,
         sources: AsyncIterable[Source],
         *,
         progress: bool | Callable[[Report], None] | None,
         grace: float,
-    ) -> AsyncIterator[Row]:
-        """Bring the sources into the store; their rows as their batches are done."""
-        done = stream(
+    ) -> AsyncGenerator[Row, None]:
+        """Bring the sources into the store, as this run of it; their rows as their batches are done."""
+        self._run = run
+        for _ in range(self._workers):
+            worker = self._make()
+            for _ in range(_AHEAD):
+                self._idle.put_nowait(worker)
+        done: Stream[list[Source], list[Row]] = stream(
             self._send, _batches(sources), limit=self._workers * _AHEAD, progress=progress, grace=grace
         )
         async with done:
@@ -145,7 +148,7 @@ class RayIngestion:
         """Add what the models did."""
         report.count(self.counts)
 
-    async def _send(self, batch: Sequence[Source]) -> list[Row]:
+    async def _send(self, batch: list[Source]) -> list[Row]:
         worker = await self._idle.get()
         for _ in range(_LOST):
             try:

@@ -109,11 +109,20 @@ def _is_adornment(line: str, shortest: int) -> bool:
 def _heading(lines: list[str], number: int) -> tuple[str, tuple[str, bool], int] | None:
     """The heading that begins in this line: its title, its style and the number of the line after it."""
     line = lines[number]
-    if not line or line[0] == " " or (number and lines[number - 1] and not _is_adornment(lines[number - 1], 4)):
+    if (
+        not line
+        or line[0] == " "
+        or (number and lines[number - 1] and not _is_adornment(lines[number - 1], 4))
+    ):
         return None
     if _is_adornment(line, 2) and number + 2 < len(lines):
         title, under = lines[number + 1], lines[number + 2]
-        if title and under == line and len(line) >= min(len(title.strip()), 4) and not _is_adornment(title, 2):
+        if (
+            title
+            and under == line
+            and len(line) >= min(len(title.strip()), 4)
+            and not _is_adornment(title, 2)
+        ):
             return title.strip(), (line[0], True), number + 3
     if number + 1 < len(lines) and not _is_adornment(line, 2):
         under = lines[number + 1]

@@ -68,7 +68,7 @@ def resolve(
     """
     found: dict[str, Any] = {}
     for name, default in DEFAULTS.items():
-        value = given.get(name)
+        value: Any = given.get(name)
         if value is None:
             value = remembered.get(name, default)
         found[name] = type(default)(value)

@@ -211,6 +211,6 @@ class Files:
 
 
 def _touch(connection: sqlite3.Connection, touches: list[tuple[str, str, int]]) -> None:
-    rows = [(stored(uri), stored(origin), run) for uri, origin, run in touches]
-    connection.executemany("UPDATE documents SET origin = ?2, run = ?3 WHERE uri = ?1", rows)
-    connection.executemany("DELETE FROM failures WHERE uri = ?", [row[:1] for row in rows])
+    rows = [(stored(origin), run, stored(uri)) for uri, origin, run in touches]
+    connection.executemany("UPDATE documents SET origin = ?, run = ? WHERE uri = ?", rows)
+    connection.executemany("DELETE FROM failures WHERE uri = ?", [row[2:] for row in rows])

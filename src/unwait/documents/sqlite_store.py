@@ -139,12 +139,13 @@ class SqliteStore:
     async def keep_calls(self, uri: str, calls: Mapping[str, bytes]) -> None:
         """Keep the answers of finished calls; see `Store`."""
         rows = [(stored(uri), stored(key), answer) for key, answer in calls.items()]
+
+        def write(connection: sqlite3.Connection) -> None:
+            # The cursor must not leave the thread: where it is freed, it touches the connection.
+            connection.executemany("INSERT OR REPLACE INTO calls VALUES (?, ?, ?)", rows)
+
         if rows:
-            await self._files.write(
-                lambda connection: connection.executemany(
-                    "INSERT OR REPLACE INTO calls VALUES (?, ?, ?)", rows
-                )
-            )
+            await self._files.write(write)
 
     async def kept_calls(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Those of the answers that are kept; see `Store`."""
@@ -164,11 +165,11 @@ class SqliteStore:
         low, high = range_of(prefix)
         clause = "" if high is None else " AND key < ?"
         parameters = (stored(uri), low) if high is None else (stored(uri), low, high)
-        await self._files.write(
-            lambda connection: connection.execute(
-                f"DELETE FROM calls WHERE uri = ? AND key >= ?{clause}", parameters
-            )
-        )
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(f"DELETE FROM calls WHERE uri = ? AND key >= ?{clause}", parameters)
+
+        await self._files.write(write)
 
     async def vectors(self, space: str, digests: Sequence[str]) -> dict[str, Vectors]:
         """The vectors of stored chunks of these digests; see `Store`."""
