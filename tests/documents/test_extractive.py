@@ -144,8 +144,8 @@ def test_chunks_that_say_the_same_are_quoted_once() -> None:
     pieces = [
         f"Chunk {name} has something to say. {FILL * 3}\n\n" for name in ("one", "two", "three", "four")
     ]
-    made = summary(made_of(*pieces), directions(0, 0, 0, 1), sentences=2)
-    assert made == "Chunk one has something to say. Chunk four has something to say."
+    made = summary(made_of(*pieces), directions(0, 0, 1, 2))
+    assert re.findall(r"Chunk (\w+) has", made) == ["one", "three", "four"]
 
 
 def test_the_chunk_nearest_to_the_whole_is_quoted_first() -> None:
@@ -178,9 +178,9 @@ def test_the_heading_of_the_section_is_no_sentence_of_it() -> None:
 def test_the_end_of_a_sentence_that_began_in_the_chunk_before_is_not_quoted() -> None:
     cut = made_of(
         "This sentence is longer than a chunk because of Mr ",
-        "Miller who is in it. A whole sentence is here. " + FILL * 8,
+        "Miller who is in it. A whole sentence is found in here. " + FILL * 8,
     )
-    assert summary(cut, directions(0, 1), sentences=1) == "A whole sentence is here."
+    assert summary(cut, directions(0, 1), sentences=1) == "A whole sentence is found in here."
 
 
 def test_a_sentence_too_long_for_the_summary_is_cut_at_a_word() -> None:

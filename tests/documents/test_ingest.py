@@ -113,6 +113,11 @@ class TestFirstRun:
                 assert document is not None
                 assert 0 <= record.start < record.end <= len(document.text)
 
+    async def test_the_store_may_lie_in_the_folder(self, loop: Any, folder: Path) -> None:
+        for _ in range(2):
+            report, _rows = await ingest(folder, store=str(folder / "kb.db"))
+            assert report.failed == 0
+
     async def test_the_report_tells_the_lag_of_the_loop_and_the_stages(
         self, loop: Any, folder: Path, address: str
     ) -> None:

@@ -120,15 +120,16 @@ def test_ten_kills_at_random_moments_end_in_the_same_database(
 
     async def scenario() -> None:
         async with models(tmp_path, address, latency=0.02) as (_, options):
-            kills, kept = 0, set[str]()
+            kills, runs, kept = 0, 0, set[str]()
             while kills < 10:
-                log = tmp_path / f"{kills}.log"
-                code = await run_child(None, options, log, kill_after=chance.uniform(0.4, 1.6))
+                runs += 1
+                log = tmp_path / f"{runs}.log"
+                code = await run_child(None, options, log, kill_after=chance.uniform(0.35, 1.0))
                 assert logged(log, "asked") & kept == set()
                 kept |= logged(log, "kept")
                 if code == 0:
                     # It came to its end: there is new work for the next.
-                    write_sources(tmp_path, variant=f"river{kills}")
+                    write_sources(tmp_path, variant=f"river{runs}")
                 kills += code == -9
             write_sources(tmp_path)
             assert await run_child(None, options, tmp_path / "last.log") == 0

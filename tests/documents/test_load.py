@@ -216,12 +216,15 @@ async def test_a_server_that_is_not_there_or_says_nothing_is_said(loop: Any) -> 
         failed = await cause(at(f"http://127.0.0.1:{unused.getsockname()[1]}/"))
         assert failed.kind == "unreachable"
 
+    done = asyncio.Event()
+
     async def silent(request: web.Request) -> web.Response:
-        await asyncio.Event().wait()
-        raise AssertionError
+        await done.wait()
+        return web.Response()
 
     async with serving(silent) as base:
         assert (await cause(at(base), timeout=0.2)).kind == "timed out"
+        done.set()
 
 
 async def test_credentials_are_used_and_never_shown(loop: Any) -> None:

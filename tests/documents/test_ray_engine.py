@@ -108,7 +108,7 @@ def test_an_actor_that_is_killed_loses_nothing_and_nothing_is_paid_twice(
             assert api.stats.embedded_again <= 3 * under_way
             api.reset()
             await unwait.ingest([folder], store=tmp_path / "local.db", **models)
-        seen, expected = (await dump(str(tmp_path / name)) for name in ("ray.db", "local.db"))
+        seen, expected = [await dump(str(tmp_path / name)) for name in ("ray.db", "local.db")]
         assert without_scores(seen) == without_scores(expected)
 
     asyncio.run(scenario())

@@ -76,9 +76,9 @@ class TestFusion:
             scores = {}
             for each in everything:
                 score = 0.0
-                for ranking in (texts, near):
+                for weight, ranking in ((2, texts), (1, near)):
                     if each in ranking:
-                        score += 1 / (60 + ranking.index(each) + 1)
+                        score += weight / (5 + ranking.index(each) + 1)
                 if score:
                     scores[each.uri, each.start] = score
             expected = sorted(scores, key=lambda key: (-scores[key], key))[:k]
@@ -115,7 +115,7 @@ class TestSearch:
             section=("Keys", "Rotation"),
             page=2,
             snippet="rotate the signing key",
-            score=1 / 61 + 1 / 61,
+            score=2 / 6 + 1 / 6,
             start=13,
             end=35,
             chunk=chunk.id,

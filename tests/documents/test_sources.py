@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from unwait.documents.model import Failure, Source
+from unwait.documents import jsonl, sitemap
+from unwait.documents.model import Failure, Source, SourceFailed
 from unwait.documents.names import Seen
 from unwait.documents.sources import Listing
 from unwait.web.client import Client
@@ -133,6 +136,15 @@ async def test_a_file_whose_name_looks_like_a_pattern_is_that_file(loop: Any, tm
     assert uris(sources) == [f"{tmp_path}/a[1].md"]
 
 
+async def test_a_pattern_in_a_directory_that_looks_like_one(
+    loop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "[x]/a.md", "x/b.md")
+    monkeypatch.chdir(tmp_path / "[x]")
+    sources, _ = await listed("*.md", "../x/./*.md")
+    assert uris(sources) == [f"{tmp_path}/[x]/a.md", f"{tmp_path}/x/b.md"]
+
+
 async def test_the_same_file_is_listed_once(loop: Any, tmp_path: Path) -> None:
     make(tmp_path, "a.md", "b.md")
     sources, _ = await listed(tmp_path / "b.md", tmp_path, tmp_path / "a.md", f"{tmp_path}/*.md")
@@ -220,7 +232,8 @@ async def test_ten_thousand_files_are_listed_lazily_and_the_loop_goes_on(loop: A
         listing = Listing([tmp_path], client)
         tracemalloc.start()
         count = 0
-        async for _ in listing:
+        async for source in listing:
+            assert source.uri == f"{tmp_path}/{count:05}.md"
             count += 1
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -297,14 +310,14 @@ async def test_a_url_has_a_uri_without_its_secrets(loop: Any) -> None:
         "http://example.org/",
         "http://example.org/?token=one",
         "http://example.org/?token=two",
-        "http://example.org/?q=1&b=%41#x",
+        "http://example.org?q=1&b=%41&flag&c=a+b%2B#x",
     )
     assert sources[0].uri == "http://example.org/"
     assert sources[0].location == "http://ann:pw@example.org/"
     assert sources[1].uri.startswith("http://example.org/?token=***#")
     assert sources[1].uri != sources[2].uri
     assert sources[1].location == "http://example.org/?token=one"
-    assert (sources[3].uri, sources[3].location) == ("http://example.org/?q=1&b=A", None)
+    assert (sources[3].uri, sources[3].location) == ("http://example.org/?q=1&b=A&flag&c=a+b%2B", None)
     assert len(sources) == 4
     assert "pw" not in "".join(source.uri + source.origin for source in sources)
 
@@ -315,7 +328,10 @@ async def test_a_url_has_a_uri_without_its_secrets(loop: Any) -> None:
 async def test_each_line_is_a_source(loop: Any, tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     path.write_bytes(
-        b'\xef\xbb\xbf{"id": "a", "text": "one", "lang": "en", "n": 3, "ok": true, "tags": ["x"], "big": 1e999}\r\n'
+        b'\xef\xbb\xbf{"id": "a", "text": "one", "lang": "en", "n": 3, "ok": true, "tags": ["x"], "big": 1e999, '
+        + b'"long": "'
+        + b"y" * 501
+        + b'"}\r\n'
         b"\n"
         b'{"text": "no id"}\n'
         b'{"id": 7, "text": "number"}\n'
@@ -535,6 +551,49 @@ async def test_a_sitemap_with_a_password_shares_it_with_its_own_site(loop: Any, 
         assert uris(sources) == [f"{base}/a", "http://other.example/b"]
         assert [source.location for source in sources] == [base.replace("//", "//ann:pw@") + "/a", None]
         assert sources[0].origin == f"{base}/sitemap.xml"
+
+
+_TAGS = (
+    "<urlset> <url> <loc> </loc> </url> </urlset> <sitemapindex> <sitemap> &amp; &x; < ]> <![CDATA[ ]]> \0"
+)
+TAGS = [*_TAGS.split(), "http://x/"]
+HEADS = ["<!DOCTYPE urlset [", "<?xml version='1.0' encoding='utf-16'?>"]
+XML = st.lists(st.sampled_from(TAGS + HEADS), max_size=12).map(lambda parts: "".join(parts).encode())
+
+
+@given(XML | st.binary(max_size=60) | XML.map(gzip.compress) | XML.map(lambda data: gzip.compress(data)[:-3]))
+def test_no_content_breaks_the_reading_of_sitemaps(content: bytes) -> None:
+    assert sitemap.is_sitemap(sitemap.blocks_of(content)) in (True, False)
+    *entries, _ = [*sitemap.read(sitemap.blocks_of(content), 1000), None]
+    assert all(entry is None or isinstance(entry, sitemap.Entry | SourceFailed) for entry in entries)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3),
+)
+OBJECTS = st.dictionaries(st.sampled_from(["id", "text", "x", "\ud800"]), VALUES, max_size=4)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(OBJECTS.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=20), max_size=6))
+def test_no_content_breaks_the_reading_of_lines(tmp_path: Path, lines: list[bytes]) -> None:
+    path = tmp_path / "any.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    found = [item for item in jsonl.read(str(path), "u", "o", "text", 15, None) if item is not None]
+    whole = path.read_bytes().split(b"\n")
+    assert [number for number, _ in found] == [
+        number
+        for number, line in enumerate(whole, 1)
+        if line.removeprefix(b"\xef\xbb\xbf").strip() or len(line) > 15
+    ]
+    for number, source in found:
+        source.uri.encode()
+        json.dumps(dict(source.metadata), allow_nan=False)
+        assert (source.problem is None) == (source.content is not None)
+        if len(whole[number - 1]) > 15:
+            assert source.problem is not None
+            assert source.problem.kind == "too large"
 
 
 # Again.

@@ -236,9 +236,10 @@ def _cell(value: Any) -> str:
 
 async def _find(store: Store, uri: str) -> tuple[Document, Listed] | None:
     from unwait.documents.model import Filter
+    from unwait.documents.names import shown
 
     # A path as it is typed here stands for the file's own name.
-    for name in dict.fromkeys((uri, os.path.abspath(uri), os.path.realpath(uri))):
+    for name in dict.fromkeys((uri, shown(os.path.abspath(uri)), shown(os.path.realpath(uri)))):
         if (document := await store.document(name)) is not None:
             async for listed in store.documents(Filter(source=name)):
                 if listed.uri == name:

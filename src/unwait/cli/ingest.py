@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -137,6 +138,8 @@ def ingest(
 
     if not sources and not retry_failed:
         raise given.bad("name files, directories or URLs", "SOURCE")
+    if "-" in (sources or ()) and sys.stdin is None:
+        raise given.bad("stdin is closed", "SOURCE")
     options = {
         "embed": embed,
         "summarise": summarise,

@@ -36,18 +36,19 @@ def run_ingest(
 ) -> int:
     """Call `unwait.ingest` and show what it came to; the exit code."""
     tolerate_characters()
-    try:
-        with problems_told("ingest"):
+    with problems_told("ingest"):
+        try:
             report = unwait.run(unwait.ingest(sources, store=database, on_row=rows.add, **options))
-    except KeyboardInterrupt:
-        print(f"unwait ingest: interrupted; {rows.counts()}; the same command does the rest", file=sys.stderr)
-        return 130
-    rows.end()
-    if as_json:
-        print(json.dumps(report.to_json()))
-    else:
-        print(safe(str(report)))
-        _show_failures(report, rows, database)
+        except KeyboardInterrupt:
+            told = f"interrupted; {rows.counts()}; the same command does the rest"
+            print(f"unwait ingest: {told}", file=sys.stderr)
+            return 130
+        rows.end()
+        if as_json:
+            print(json.dumps(report.to_json()))
+        else:
+            print(safe(str(report)))
+            _show_failures(report, rows, database)
     if rows.fault is not None:
         print(f"unwait ingest: {rows.fault}", file=sys.stderr)
     return 1 if report.failed or rows.fault else 0

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from unwait.documents.search import Hit
 
 EPILOG = """
-Two rankings are fused: full text (any of the words, BM25) and vectors (what means the same in other words). A hit
-that both have found stands above one that only one has. --mode text needs no vectors, --mode vector no words.
+Two rankings are fused: full text (any of the words, BM25) and vectors (what means the same in other words); what both
+have found comes first, as a rule. --mode text needs no vectors, --mode vector no common words.
 
 A line of --json is a hit: {"rank":…, "score":…, "uri":…, "title":…, "section":[…], "page":…, "start":…, "end":…,
 "snippet":…, "text":…, "metadata":{…}, "text_rank":…, "vector_rank":…, …}: start and end count the characters of the
@@ -94,12 +94,12 @@ def search(
                 base_url=base_url,
             )
         )
-    words = None if as_json or not _may_colour() else _words_of(query)
-    for rank, hit in enumerate(hits, 1):
-        if as_json:
-            print(json.dumps({"rank": rank, **asdict(hit)}))
-        else:
-            _show(rank, hit, words)
+        words = None if as_json or not _may_colour() else _words_of(query)
+        for rank, hit in enumerate(hits, 1):
+            if as_json:
+                print(json.dumps({"rank": rank, **asdict(hit)}))
+            else:
+                _show(rank, hit, words)
     if not hits:
         print("nothing found", file=sys.stderr)
         raise typer.Exit(1)

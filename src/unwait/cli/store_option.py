@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unwait.cli.stdio import abandon_stdout, safe
+
 if TYPE_CHECKING:
     from unwait.documents.model import Filter
 
@@ -63,7 +65,10 @@ def metadata_of(where: Sequence[str]) -> dict[str, str]:
 
 def check_exists(command: str, database: str) -> None:
     """Refuse a file that is not there: reading is not to make one."""
-    if "://" not in database and not Path(database).exists():
+    if "://" in database:
+        return
+    path = Path(database)
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
         raise fail(
             command, f"there is no {database}; unwait ingest SOURCE… --db {shlex.quote(database)} makes it"
         )
@@ -71,11 +76,22 @@ def check_exists(command: str, database: str) -> None:
 
 @contextmanager
 def problems_told(command: str) -> Iterator[None]:
-    """Tell in a line what is wrong with the store, a name or an installation, and end with exit code 2."""
+    """Tell in a line what is wrong, and end: with the store, a name or an installation by exit code 2.
+
+    And by exit code 1 if stdout cannot be written.
+    """
     from unwait.documents.store import StoreError
 
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_stdout()
+        where = f": {error.filename}" if error.filename else ""
+        raise fail(command, f"{error.strerror or error}{where}", 1) from None
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "unwait":
             raise
@@ -91,10 +107,9 @@ def problems_told(command: str) -> Iterator[None]:
         raise fail(command, str(error)) from None
 
 
-def fail(command: str, problem: str) -> typer.Exit:
-    """Tell the problem on stderr, without secrets; to be raised."""
-    from unwait.cli.stdio import safe
+def fail(command: str, problem: str, code: int = 2) -> typer.Exit:
+    """Tell the problem on stderr, without secrets; what this returns is to be raised."""
     from unwait.flow.faults import scrub
 
     print(f"unwait {command}: {safe(scrub(problem))}", file=sys.stderr)
-    return typer.Exit(2)
+    return typer.Exit(code)

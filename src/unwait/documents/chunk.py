@@ -145,23 +145,57 @@ class _Cutter:
 
     def __init__(self, most: int, *, markdown: bool) -> None:
         self._most = most
+        self._tiny = most / 4
         self._make = MarkdownSplitter if markdown else TextSplitter
         self._splitter = self._make(most, trim=False)
 
     def cut(self, whole: str, start: int, end: int) -> list[tuple[int, int]]:
-        """Where the pieces begin and end."""
+        """Where the pieces begin and end.
+
+        What is blank joins its neighbour if the two fit. So does what is tiny (a heading before a long paragraph, the
+        rest after the last cut), or else it takes half of its neighbour.
+        """
         pieces: list[tuple[int, int]] = []
         blank = False
         for length in self._lengths(whole, start, end):
-            last, start = start, start + length
-            nothing = whole[last:start].isspace()
-            if pieces and (blank or nothing) and start - pieces[-1][0] <= self._most:
-                pieces[-1] = pieces[-1][0], start
-                blank = blank and nothing
-            else:
-                pieces.append((last, start))
-                blank = nothing
-        return self._balanced(whole, pieces)
+            end = start + length
+            nothing = whole[start:end].isspace()
+            if pieces:
+                first = pieces[-1][0]
+                tiny = min(start - first, length) < self._tiny
+                if (tiny or blank or nothing) and end - first <= self._most:
+                    pieces[-1] = first, end
+                    blank = blank and nothing
+                    start = end
+                    continue
+                if start - first < self._tiny and (middle := self._middle(whole, start, end)):
+                    pieces[-1] = first, middle
+                    pieces.append((middle, end))
+                    blank, start = False, end
+                    continue
+            pieces.append((start, end))
+            blank, start = nothing, end
+        if len(pieces) > 1 and pieces[-1][1] - pieces[-1][0] < self._tiny:
+            first, start = pieces[-2]
+            if middle := self._middle(whole, first, start):
+                pieces[-2:] = (first, middle), (middle, pieces[-1][1])
+        return pieces
+
+    def _middle(self, whole: str, start: int, end: int) -> int | None:
+        """A good place to cut the piece, so that something tiny fits to either part; None if there is none."""
+        length = end - start
+        most = int(self._most - self._tiny)
+        least = max(length - most, self._tiny)
+        half = (length + 1) // 2
+        if half > most or not most:
+            return None
+        halves = self._make((half, most), trim=False).chunks(whole[start:end])
+        middle = len(halves[0])
+        if not least <= middle <= length - self._tiny:
+            return None
+        if halves[0].isspace() or whole[start + middle : end].isspace():
+            return None
+        return start + middle
 
     def _lengths(self, whole: str, start: int, end: int) -> Iterator[int]:
         while end - start > self._most * WINDOW:
@@ -172,17 +206,3 @@ class _Cutter:
             start += sum(map(len, pieces))
         for piece in self._splitter.chunks(whole[start:end]):
             yield len(piece)
-
-    def _balanced(self, whole: str, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The pieces; a tiny last one is cut again together with the one before, near the middle."""
-        if len(pieces) < 2 or pieces[-1][1] - pieces[-1][0] >= self._most / 4:
-            return pieces
-        (start, _), (_, end) = pieces[-2:]
-        if end - start <= self._most:
-            return [*pieces[:-2], (start, end)]
-        half = self._make(((end - start + 1) // 2, self._most), trim=False)
-        halves = half.chunks(whole[start:end])
-        middle = start + len(halves[0])
-        if len(halves) != 2 or halves[0].isspace() or halves[1].isspace():
-            return pieces
-        return [*pieces[:-2], (start, middle), (middle, end)]

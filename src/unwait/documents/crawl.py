@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
 from yarl import URL
@@ -23,6 +23,7 @@ from unwait.web.urls import redact
 
 AT_ONCE = 4  # requests to the site under way at the same time
 MOST_PAGES = 100_000
+_LONGEST_LINK = 8192  # characters
 HTML = ("text/html", "application/xhtml+xml")
 # What is linked often and never is a document.
 _NO_DOCUMENT = re.compile(
@@ -93,7 +94,8 @@ class Crawl:
         self._sites = sites
         self._selection = selection
         self._visited = Seen()
-        self._pages = 0
+        self._pages = 1
+        self._rest: URL | None = None  # the first page that is one too many
         self._next_request = 0.0
         self._scope = (start.origin(), _directory(start))
         self._robots = Robots()
@@ -110,58 +112,60 @@ class Crawl:
             yield Page(self._start, None, refused, True)
             return
         self._visited.add(str(self._start))
-        level = [self._start]
+        # As text, which is smaller.
+        level = [str(self._start)]
         for depth in range(self._depth + 1):
-            found: list[URL] = []
+            if not level:
+                break
+            found: list[str] = []
             waiting = iter(level)
             running: set[asyncio.Task[tuple[Page | None, list[URL]]]] = set()
             try:
                 while True:
                     while len(running) < AT_ONCE and (url := next(waiting, None)) is not None:
-                        running.add(asyncio.create_task(self._visit(url, depth)))
+                        running.add(asyncio.create_task(self._visit(URL(url, encoded=True), depth)))
                     if not running:
                         break
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         page, links = task.result()
-                        found += self._new(links)
+                        found += await asyncio.to_thread(self._new, links)
                         if page is not None:
                             yield page
             finally:
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
-            if self._pages >= MOST_PAGES:
-                left = SourceFailed(
-                    f"more than {MOST_PAGES:,} pages: the rest is not crawled; name parts of the site",
-                    kind="too large",
-                )
-                yield Page(self._start, None, left, True)
-                return
             level = found
+        if self._rest is not None:
+            too_many = SourceFailed(
+                f"from here on nothing is crawled: these are more than {MOST_PAGES:,} pages; name parts of the site",
+                kind="too large",
+            )
+            yield Page(self._rest, None, too_many, True)
 
-    def _new(self, links: list[URL]) -> list[URL]:
-        """The links to pages that are wanted and were not linked before."""
-        new = []
+    def _new(self, links: list[URL]) -> list[str]:
+        """The links to pages that are wanted and were not linked before. In a thread: a site may have many rules."""
+        new: list[str] = []
         for url in links:
-            if self._pages < MOST_PAGES and self._in_scope(url) and self._visited.add(str(url)):
+            if self._visited.add(str(url)) and self._allowed(url):
+                if self._pages >= MOST_PAGES:
+                    self._rest = self._rest or url
+                    break
                 self._pages += 1
-                new.append(url)
+                new.append(str(url))
         return new
 
     def _in_scope(self, url: URL) -> bool:
         site, directory = self._scope
-        path = url.raw_path
-        return (
-            url.origin() == site
-            and path.startswith(directory)
-            and not _NO_DOCUMENT.search(path)
-            and self._robots.allows(url.raw_path_qs)
-            and not self._excluded(url)
-        )
+        return url.origin() == site and url.raw_path.startswith(directory)
 
-    def _excluded(self, url: URL) -> bool:
-        return self._selection.excludes(path_in(url), False)
+    def _allowed(self, url: URL) -> bool:
+        return (
+            not _NO_DOCUMENT.search(url.raw_path)
+            and not self._selection.excludes_page(path_in(url))
+            and self._robots.allows(url.raw_path_qs)
+        )
 
     async def _visit(self, url: URL, depth: int) -> tuple[Page | None, list[URL]]:
         """The page, if it is one of the site that may be shown, and its links."""
@@ -176,7 +180,9 @@ class Crawl:
                 await self._move(final)
         except SourceFailed as problem:
             return Page(url, None, problem, True), []
-        if final != url and not (depth == 0 or (self._in_scope(final) and self._visited.add(str(final)))):
+        if final != url and depth and not (self._in_scope(final) and self._allowed(final)):
+            return None, []
+        if final != url and depth and not self._visited.add(str(final)):
             return None, []
         if not 200 <= response.status < 300:
             refused = refusal(response)
@@ -186,7 +192,7 @@ class Crawl:
         words = _words(response.headers.getall("X-Robots-Tag", ()))
         links = _Links([], True)
         if content.media_type in HTML:
-            links = await asyncio.to_thread(_links, content, str(final), words)
+            links = await asyncio.to_thread(_links, content, str(final), words, self._in_scope)
         elif words & {"noindex", "none"}:
             links = _Links([], False)
         wanted = links.indexed and self._selection.includes(path_in(final))
@@ -243,8 +249,8 @@ def _words(values: list[str] | tuple[()]) -> set[str]:
     return words
 
 
-def _links(content: Content, address: str, words: set[str]) -> _Links:
-    """What an HTML page links to, if it lets itself be followed."""
+def _links(content: Content, address: str, words: set[str], in_scope: Callable[[URL], bool]) -> _Links:
+    """What an HTML page links to in its site, if it lets itself be followed."""
     try:
         from selectolax.lexbor import LexborHTMLParser
     except ImportError:
@@ -266,11 +272,13 @@ def _links(content: Content, address: str, words: set[str]) -> _Links:
         if "nofollow" in (link.attributes.get("rel") or "").lower().split():
             continue
         url = _joined(base, link.attributes.get("href"))
-        if url is not None:
+        if url is not None and in_scope(url):
             # The credentials of the page go with its links within the site.
-            if page.raw_user is not None and url.raw_user is None and url.origin() == page.origin():
+            if page.raw_user is not None and url.raw_user is None:
                 url = url.with_user(page.user).with_password(page.password)
             urls[url] = None
+            if len(urls) > MOST_PAGES:
+                break  # more than are crawled anyway
     return _Links(list(urls), index)
 
 
@@ -278,7 +286,7 @@ def _joined(base: URL, href: str | None) -> URL | None:
     """The http or https address that a link leads to."""
     # As browsers do; a tab or a break within an address is nothing.
     text = (href or "").strip().translate({9: None, 10: None, 13: None})
-    if text.startswith("#"):
+    if text.startswith("#") or len(text) > _LONGEST_LINK:
         return None
     try:
         url = base.join(URL(text))

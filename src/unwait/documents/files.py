@@ -2,7 +2,8 @@
 
 What is left out: what ignore files and the selection say; hidden names; directories that hold what tools made
 (node_modules, __pycache__, virtual environments, caches with a CACHEDIR.TAG); what is no file. A link to a file is the
-file; a link to a directory is not followed, so that there are no loops.
+file; a link to a directory is not followed, so that there are no loops. Ignore files above the directory that was
+named are not read: what is named is wanted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Generator, Iterator
+from heapq import merge
 from typing import BinaryIO, NamedTuple
 
 from unwait.documents.ignore import Pattern, Patterns, Selection, lines_of
@@ -23,6 +25,8 @@ IGNORE_FILES = (".gitignore", ".unwaitignore")
 _LARGEST_IGNORE_FILE = 1 << 20
 _MADE = frozenset(("node_modules", "__pycache__", "__pypackages__", "site-packages"))
 _MADE_MARKS = frozenset(("pyvenv.cfg", "CACHEDIR.TAG"))
+_TELLING = _MADE_MARKS.union(IGNORE_FILES)
+_RUN = 4096  # names that are sorted at once
 _LINES = (".jsonl", ".ndjson")
 _MAY_BE_LINES = frozenset(("", ".json", ".jl", ".jsonlines", ".txt", ".log"))
 _SNIFFED = 1 << 16
@@ -116,17 +120,17 @@ class Walk:
         """Put the directory on the stack; yields what is wrong with it, and None."""
         yield None
         try:
-            names = _names(path)
+            names, telling = _names(path)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and relative:
                 return  # removed since
             self.complete = False
             yield Found(shown(path), path, problem=unreadable(error))
             return
-        if relative and not _MADE_MARKS.isdisjoint(names):
+        if relative and not _MADE_MARKS.isdisjoint(telling):
             return
         for name in IGNORE_FILES:
-            if name in names:
+            if name in telling:
                 file = os.path.join(path, name)
                 try:
                     patterns = Patterns(lines_of(read_file(file, _LARGEST_IGNORE_FILE)))
@@ -135,7 +139,7 @@ class Walk:
                     yield Found(shown(file), file, problem=problem)
                 else:
                     ignores = (*ignores, (len(relative), patterns))
-        stack.append(_Directory(path, relative, iter(names), ignores, inside))
+        stack.append(_Directory(path, relative, names, ignores, inside))
 
     def _descend(self, stack: list[_Directory], below: str) -> Iterator[Found | None]:
         """Leave on the stack the directory that is to be walked alone, with the ignore files above it."""
@@ -174,26 +178,36 @@ class Walk:
         return Found(shown(path), path, lines=is_lines(path))
 
 
-def _names(path: str) -> list[str]:
-    """The sorted names in a directory; those of directories end in a slash, those of what is no plain file in a NUL."""
-    # Of a huge directory no more than these are held, and not the entries, which are several times as large.
-    names = []
+def _names(path: str) -> tuple[Iterator[str], set[str]]:
+    """The names in a directory, sorted, and those of them that say something about it.
+
+    Those of directories end in a slash, those of what is no plain file in a NUL.
+    """
+    # Of a huge directory no more than these are held, and not the entries, which are several times as large. To sort
+    # them all at once would stop every other thread for as long as that takes.
+    runs: list[list[str]] = [[]]
+    telling = set()
     with os.scandir(path) as entries:
         for entry in entries:
             plain = entry.is_file(follow_symlinks=False)
             mark = "" if plain else "/" if entry.is_dir(follow_symlinks=False) else "\0"
-            names.append(entry.name + mark)
-    names.sort()
-    return names
+            if plain and entry.name in _TELLING:
+                telling.add(entry.name)
+            runs[-1].append(entry.name + mark)
+            if len(runs[-1]) == _RUN:
+                runs[-1].sort()
+                runs.append([])
+    runs[-1].sort()
+    return (merge(*runs) if len(runs) > 1 else iter(runs[0])), telling
 
 
-def split_pattern(path: str) -> tuple[str, str] | None:
-    """The directory and the rest of a pattern's path; None if there are no wildcards in it."""
-    wild = _WILD.search(path)
+def split_pattern(name: str) -> tuple[str, str] | None:
+    """The absolute directory and the rest of a pattern; None if there are no wildcards in it."""
+    wild = _WILD.search(name)
     if wild is None:
         return None
-    end = path.rfind("/", 0, wild.start())
-    return path[:end] or "/", path[end + 1 :]
+    directory, slash, _ = name[: wild.start()].rpartition("/")
+    return os.path.abspath(directory + slash), os.path.normpath(name[len(directory + slash) :])
 
 
 def unreadable(error: OSError | ValueError) -> SourceFailed:

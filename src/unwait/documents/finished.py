@@ -30,9 +30,7 @@ R = TypeVar("R")
 
 _AT_ONCE = 8  # calls for one document that run at the same time
 _BLOCK = 256  # passages of a document that are looked up and asked for together
-_IN_LOOP = (
-    64  # chunks that are hashed, and rows that are put together, within the loop: a quarter of a millisecond
-)
+_IN_LOOP = 64  # chunks that are hashed within the loop: a quarter of a millisecond
 _MAX_WAIT = 0.02  # s that a text waits for others to share its call
 # A text may have been too much for the server, or not to its liking; with the other texts it would go on.
 _MAY_BE_A_TEXTS = frozenset((400, 413, 422, 500))
@@ -92,7 +90,7 @@ class Finished:
             await asyncio.wait([flight])
             if not flight.cancelled():
                 # It is kept for another document, with which it would go.
-                await self.keep(uri, {key: flight.result()})
+                await self.keep({uri: {key: flight.result()}})
                 return flight.result()
         self._flights[key] = flight = asyncio.get_running_loop().create_future()
         try:
@@ -103,20 +101,27 @@ class Finished:
             else:
                 answer = await ask()
                 self.calls += 1
-            await self.keep(uri, {key: answer})
+            await self.keep({uri: {key: answer}})
             flight.set_result(answer)
             return answer
         finally:
             del self._flights[key]
             flight.cancel()  # of no effect once it has its result
 
-    async def keep(self, uri: str, calls: Mapping[str, bytes]) -> None:
-        """Keep answers for this document, to the end: whoever is cancelled meanwhile has paid for them."""
-        keeping = asyncio.ensure_future(self.store.keep_calls(uri, calls))
+    async def keep(self, answers: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Keep answers by document and key, to the end: whoever is cancelled meanwhile has paid for them."""
+
+        async def keep_all() -> None:
+            for uri, calls in answers.items():
+                await self.store.keep_calls(uri, calls)
+
+        keeping = asyncio.ensure_future(keep_all())
         try:
             await asyncio.shield(keeping)
         except asyncio.CancelledError:
             await asyncio.wait([keeping])
+            if not keeping.cancelled():
+                keeping.exception()  # nobody is there to be told
             raise
 
     async def complete(
@@ -315,8 +320,7 @@ class Embedding:
         for passage, row in zip(passages, found, strict=True):
             kept.setdefault(passage.uri, {})[self._key(passage)] = row.astype("<f4", copy=False).tobytes()
         try:
-            for uri, calls in kept.items():
-                await self._finished.keep(uri, calls)
+            await self._finished.keep(kept)
         except Exception as error:
             # The batch would halve itself for it, and pay again.
             return [_Failed(error)] * len(passages)

@@ -21,6 +21,11 @@ except ImportError as error:  # pragma: no cover
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode
 
+
+def _names(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 _MOST_TAGS = 4_000_000  # each takes about 150 bytes in the parsed page
 _SMALL = 1000  # tags; a page with fewer cannot be nested so deep that it matters
 _SHORT = 30_000  # characters; a shorter page has no tag with so many attributes that it matters
@@ -30,14 +35,14 @@ _LOOKED_BACK = 10  # open elements among which an end tag looks for its start
 _LONGEST_VALUE = 2000  # characters of what the page says of itself
 _DEEPEST_INDENT = 6
 
-_SKIPPED = frozenset(
+_SKIPPED = _names(
     "script style template noscript noembed noframes iframe select datalist title desc metadata defs annotation"
-    " annotation-xml link meta base -comment".split()
+    " annotation-xml link meta base -comment"
 )
-_BLOCKS = (
+_BLOCKS = _names(
     "address blockquote body caption center details dialog div dl dt fieldset figcaption figure form header hgroup hr"
     " legend nav footer aside optgroup p search section summary tbody tfoot thead"
-).split()
+)
 _FRAMING = frozenset(("nav", "footer", "aside"))
 _HIDDEN = "[hidden], [style*='display:none' i], [style*='display: none' i], dialog:not([open])"
 # The heading of a note is not that of what comes after the note.
@@ -65,24 +70,32 @@ _META = {
     "dc.language": "language",
 }
 
-_VOID = frozenset(
-    "area base basefont bgsound br col embed frame hr image img input keygen link meta param source track wbr".split()
+_VOID = _names(
+    "area base basefont bgsound br col embed frame hr image img input keygen link meta param source track wbr"
 )
 # Their end is implied by the next, so they do not nest in themselves.
-_IMPLIED = frozenset(
-    "p li dd dt tr td th tbody thead tfoot option optgroup rb rp rt rtc html head body".split()
-)
+_IMPLIED = _names("p li dd dt tr td th tbody thead tfoot option optgroup rb rp rt rtc html head body")
 # Left open, these are opened again in each block that follows.
-_FORMATTING = frozenset("a b big code em font i nobr s small strike strong tt u".split())
-_SCOPES = frozenset("applet button caption marquee object select table template svg math".split())
-_TAG = re.compile(r"<(?:(!--)|(/?)([a-z][^\s/>]*))")
-_COMMENT_END = re.compile("--!?>")
+_FORMATTING = _names("a b big code em font i nobr s small strike strong tt u")
+_SCOPES = _names("applet button caption marquee object select table template svg math")
+_NOT_NESTED = _VOID | _IMPLIED | {f"/{tag}" for tag in _VOID | _IMPLIED} | {""}
+# What has no end runs to the end of the page, lest each of many beginnings look for it.
+_COMMENT = r"!--(?:-?>|.*?--!?>|.*)"
+_TAG = re.compile(
+    rf"<(?:{_COMMENT}|script\b(?:.*?</script|.*)|style\b(?:.*?</style|.*)|(/?[a-z][^\s/>]*))", re.DOTALL
+)
+_TAG_IN_DRAWN = re.compile(rf"<(?:{_COMMENT}|(/?[a-z][^\s/>]*))", re.DOTALL)
+_DRAWING = re.compile(
+    r"<svg\b[^<>]*+(?<!/)>[^<]*+(?:</?(?:path|circle|rect|line|polygon|polyline|ellipse|use|stop|image|g|defs|text"
+    r"|tspan|marker|symbol|lineargradient|radialgradient|clippath|mask|pattern|filter|animate)\b[^<]*+)*+"
+)
+_ENDS_ITSELF = re.compile(r"<[a-z][^<>]*/>")
 _CROWDED = re.compile(
     r"<[a-z][^\s/>]*+(?:[\s/]++[^\s/>=]++(?:\s*+=\s*+(?:\"[^\"]*+\"|'[^']*+'|[^\s>\"'][^\s>]*+)?+)?+)"
     rf"{{{_MOST_ATTRIBUTES}}}+"
 )
 _ANY_TAG = re.compile(r"</?([a-zA-Z][^\s/>]*)[^>]*>?")
-_KEPT_WHEN_FLAT = frozenset("script style template noscript textarea title meta head body html".split())
+_KEPT_WHEN_FLAT = _names("script style template noscript textarea title meta head body html")
 
 
 def html(text: str, name: str, *, max_characters: int) -> Text:
@@ -152,7 +165,7 @@ class _Writer:
         parents: list[LexborNode] = []
         node = body
         while True:
-            tag = node.tag
+            tag = node.tag or ""
             if tag == "-text":
                 words = node.text_content
                 # The sign of a link to the paragraph or the heading itself.
@@ -176,8 +189,8 @@ class _Writer:
                     node = following
                     break
                 node = parents.pop()
-                if (end := ends.get(node.tag)) is not None:
-                    end(self, node.tag)
+                if (end := ends.get(tag := node.tag or "")) is not None:
+                    end(self, tag)
             else:
                 return
 
@@ -380,50 +393,37 @@ def _too_deep(text: str) -> bool:
     """
     if _CROWDED.search(text):
         return True
+    if drawn := "<svg" in text:
+        text = _DRAWING.sub(_undrawn, text)
+    tags = (_TAG_IN_DRAWN if drawn or "<math" in text else _TAG).findall(text)
     open_elements: list[str] = []
-    formatting = reopened = seen = position = 0
-    foreign = False  # in SVG or MathML, where a tag can end itself
-    scripts = "<svg" not in text and "<math" not in text
-    while match := _TAG.search(text, position):
-        comment, end, tag = match.groups()
-        position = match.end()
-        if comment:
-            if (closing := _COMMENT_END.search(text, position - 2)) is None:
-                break
-            position = closing.end()
-            continue
-        seen += 1
-        if end:
-            if not open_elements or tag in _IMPLIED:
-                continue
-            if open_elements[-1] == tag:
+    formatting = reopened = 0
+    most_reopened = 5 * (len(tags) + _SMALL)
+    for tag in tags:
+        if tag in _NOT_NESTED:
+            reopened += formatting
+        elif tag[0] != "/":
+            open_elements.append(tag)
+            if tag in _FORMATTING:
+                formatting += 1
+            else:
+                reopened += formatting
+            if len(open_elements) > _DEEPEST or reopened > most_reopened:
+                return True
+        elif open_elements:
+            name = tag[1:]
+            if open_elements[-1] == name:
                 open_elements.pop()
-                formatting -= tag in _FORMATTING
-            elif (below := _closes(open_elements, tag)) is not None:
-                formatting -= tag in _FORMATTING
+                formatting -= name in _FORMATTING
+            elif (below := _closes(open_elements, name)) is not None:
+                formatting -= name in _FORMATTING
                 del open_elements[below:]
-            if tag == "svg" or tag == "math":
-                foreign = False
-            continue
-        if tag in _VOID or tag in _IMPLIED:
-            reopened += formatting
-            continue
-        if scripts and (tag == "script" or tag == "style"):
-            position = text.find(f"</{tag}", position)
-            if position < 0:
-                break
-            continue
-        if foreign and text[text.find(">", position) - 1] == "/" and tag not in _STARTS:
-            continue
-        foreign = tag == "svg" or tag == "math" or (foreign and tag not in _STARTS and tag not in _FORMATTING)
-        if tag in _FORMATTING:
-            formatting += 1
-        else:
-            reopened += formatting
-        open_elements.append(tag)
-        if len(open_elements) > _DEEPEST or reopened > 5 * seen + 5 * _SMALL:
-            return True
-    return False
+    return reopened > most_reopened
+
+
+def _undrawn(match: re.Match[str]) -> str:
+    """A drawing without the elements that end themselves."""
+    return _ENDS_ITSELF.sub("", match[0])
 
 
 def _closes(open_elements: list[str], tag: str) -> int | None:

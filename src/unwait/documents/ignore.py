@@ -121,9 +121,9 @@ class Selection:
             for part in _with_parents(path)
         )
 
-    def wants(self, path: bytes) -> bool:
-        """Whether this file is wanted, in view of the directories that it is in, too."""
-        return self.includes(path) and not any(
+    def excludes_page(self, path: bytes) -> bool:
+        """Whether this path, or a directory that it is in, is excluded."""
+        return bool(self._exclude) and any(
             self.excludes(part, part is not path) for part in _with_parents(path)
         )
 

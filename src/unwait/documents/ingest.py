@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from unwait.documents.model import Source
 from unwait.documents.pipeline import Ingestion
 from unwait.documents.report import IngestReport, LagMeter, Row, peak_memory
 from unwait.documents.settings import resolve
@@ -140,7 +141,9 @@ async def ingest(
         # Last: what cannot be done is not what the store remembers.
         run = await opened.begin(settings.remembered)
         with LagMeter() as lag:
-            async with aclosing(work.rows(run, listing, progress=progress, grace=grace)) as rows:
+            async with aclosing(
+                work.rows(run, _listed(listing, address), progress=progress, grace=grace)
+            ) as rows:
                 async for row in rows:
                     report.add(row)
                     if on_row is not None:
@@ -156,3 +159,16 @@ async def ingest(
         report.elapsed = asyncio.get_running_loop().time() - started
         report.lag_p99, report.lag_max, report.peak_memory = lag.p99, lag.most, peak_memory()
         return report
+
+
+async def _listed(listing: Listing, store: str | None) -> AsyncGenerator[Source, None]:
+    """The sources, without the files of the store itself, which may lie in a directory that was named."""
+    own = (
+        set()
+        if store is None
+        else {os.path.abspath(store) + suffix for suffix in ("", "-wal", "-shm", "-lock")}
+    )
+    async with aclosing(aiter(listing)) as sources:
+        async for source in sources:
+            if source.path is None or source.path not in own:
+                yield source

@@ -9,11 +9,12 @@ from hashlib import blake2b
 from typing import Any, NoReturn
 
 from unwait.documents.files import opened, too_large, unreadable
+from unwait.documents.lines import LINE
 from unwait.documents.model import Content, Source, SourceFailed
 from unwait.documents.names import shown
 
-LINE = "application/jsonl-line"
 _BLOCK = 1 << 18
+_LONGEST_VALUE = 500  # characters of a string that is still metadata and not another text
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -109,8 +110,10 @@ def _id(given: object, number: int) -> str | int | float:
 
 
 def _is_scalar(value: object) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _LONGEST_VALUE
     # A number like 1e999 is read as infinity, which is not JSON.
-    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _no_constant(name: str) -> NoReturn:

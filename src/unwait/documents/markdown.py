@@ -13,12 +13,15 @@ _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?[ \t]*$")
 _CLOSING = re.compile(r"(?:^|[ \t]+)#+$")
 _SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
 # What begins another block than a paragraph, whose last line an underline makes a heading.
-_NO_PARAGRAPH = re.compile(r" {0,3}(?:[>#|]|[-+*][ \t]|\d{1,9}[.)][ \t]|<)| {4}|\t")
+_NO_PARAGRAPH = re.compile(r" {0,3}(?:[>#|]|[-*_]{3}|[-+*][ \t]|\d{1,9}[.)][ \t]|<)| {4}|\t")
 _DEFINITION = re.compile(r" {0,3}\[[^\[\]\n]{1,500}\]:[ \t]*\S{1,2000}(?:[ \t]+[\"'(][^\n]{0,500})?[ \t]*$")
 
 # Code is left alone: the first alternative matches it, and nothing in it is a link.
 _CODE = r"(?<!`)`++[^`\n]{1,2000}`++"
-_TARGET = r"\((?:<[^<>\n]{0,2000}>|(?:[^()\s<]|\([^()\s]{0,500}\)){0,2000})(?:\s{1,9}[\"'(][^\"'()\n]{0,500}[\"')])?\s{0,9}\)"
+_TARGET = (
+    r"\((?:<[^<>\n]{0,2000}>|(?:[^()\s<]|\([^()\s]{0,500}\)){0,2000})"
+    r"(?:\s{1,9}[\"'(][^\"'()\n]{0,500}[\"')])?\s{0,9}\)"
+)
 _IMAGE = re.compile(rf"{_CODE}|!\[([^\[\]]{{0,1000}})\](?:{_TARGET}|\[[^\[\]]{{0,500}}\])")
 _LINK = re.compile(
     rf"{_CODE}|(?<!\\)\[((?:[^\[\]`]|`[^`\n]{{1,500}}`){{0,1000}})\](?:{_TARGET}|\[[^\[\]]{{0,500}}\])"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ class SourceFailed(Exception):
         super().__init__(message)
         self.kind = kind
         self.gone = gone
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are unpickled by their positional arguments alone.
+        return partial(SourceFailed, kind=self.kind, gone=self.gone), self.args
 
 
 @dataclass(frozen=True, slots=True)

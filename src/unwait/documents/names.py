@@ -19,8 +19,9 @@ from unwait.web.urls import parse, redact
 T = TypeVar("T")
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_HOST_ONLY = re.compile(r"^([^/]+//[^/?]+)(?=\?|$)")
 _SHARDS = 4096
-_BATCH = 256  # items, and the seconds after which a batch ends before it has that many
+_BATCH = 64  # items: the loop takes a millisecond for so many; or as many as come in so many seconds
 _SECONDS = 0.01
 
 
@@ -41,12 +42,10 @@ def shown(text: str) -> str:
 def normal(text: str) -> URL:
     """The URL in one spelling, without its fragment. Raises InvalidURL."""
     url = parse(text).with_fragment(None)
-    # http://host and http://host/ are the same.
-    return (
-        url
-        if url.raw_path != "/"
-        else url.origin().with_path("/").with_query(url.query).with_user(url.user).with_password(url.password)
-    )
+    if url.raw_path == "/":
+        # http://host and http://host/ are the same.
+        url = URL(_HOST_ONLY.sub(r"\1/", str(url)), encoded=True)
+    return url
 
 
 def uri_of(url: URL) -> tuple[str, str | None]:

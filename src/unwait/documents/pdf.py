@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from ctypes import byref, c_double
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -28,10 +29,12 @@ _one_at_a_time = threading.Lock()
 
 _MOST_PAGES = 100_000
 _MOST_BOOKMARKS = 10_000
+_FEW = 10  # lines, too few to tell how far apart those of a paragraph are
 _LOOKED_FOR = 100  # bookmarks of one page whose words are looked for on it
 _HYPHEN = "\ufffe"  # PDFium's own, where it joined a word that was divided at the end of a line
+_LINE_END = re.compile(f"(?<=\n)|(?<={_HYPHEN})")
 _DATE = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
-_BULLET = re.compile(r"[•‣◦▪●○■–*-] ")
+_BULLET = re.compile(r"[•‣◦▪●○■\u2013*-] ")
 _NUMBERING = r"(?:[A-Z]?[\d.]{0,20}|Chapter \d{1,4}[.:]?) ?"
 
 
@@ -172,7 +175,7 @@ def _lines(document: Any, index: int, most: int) -> list[_Line]:
 def _placed(text: str, raw: Any) -> Iterator[_Line]:
     x, y = c_double(), c_double()
     position = 0
-    for number, line in enumerate(text.split("\r\n")):
+    for number, line in enumerate(_LINE_END.split(text)):
         words = line.strip()
         if words:
             first = position + line.index(words[0])
@@ -186,7 +189,7 @@ def _placed(text: str, raw: Any) -> Iterator[_Line]:
                 left, height = x.value, y.value
                 size = float(pdfium.FPDFText_GetFontSize(raw, first))
             yield _Line(words, left, right, height, size)
-        position += len(line) + 2
+        position += len(line)
 
 
 def _blocks(lines: list[_Line]) -> Iterator[str]:
@@ -195,10 +198,12 @@ def _blocks(lines: list[_Line]) -> Iterator[str]:
         return
     steps = [
         round(above.height - below.height, 1)
-        for above, below in zip(lines, lines[1:], strict=False)
+        for above, below in pairwise(lines)
         if above.height > below.height
     ]
     step = median(steps) if steps else 0.0
+    if len(steps) < _FEW:
+        step = min(step, 1.2 * lines[0].size)
     edges = _edges(lines)
     block = [lines[0].text]
     for above, below, edge in zip(lines, lines[1:], edges, strict=False):
@@ -208,17 +213,17 @@ def _blocks(lines: list[_Line]) -> Iterator[str]:
         if down < -step:  # the top of the next column
             apart = had_room or above.text.endswith((".", "!", "?", ":"))
         else:
-            goes_on = not had_room and below.text[0].islower()
+            goes_on = below.text[0].islower() and down < 1.7 * step
             apart = (down > 1.3 * step and not goes_on) or abs(above.size - below.size) > 0.1 * above.size
         if apart:
-            yield "".join(block).replace(_HYPHEN, "")
+            yield "".join(block).replace(_HYPHEN, "-")
             block = []
-        elif above.text.endswith("\u00ad"):
-            block[-1] = block[-1].removesuffix("\u00ad")
+        elif above.text.endswith((_HYPHEN, "\u00ad")):
+            block[-1] = block[-1][:-1]
         else:
             block.append("\n" if had_room or _BULLET.match(below.text) else " ")
         block.append(below.text)
-    yield "".join(block).replace(_HYPHEN, "")
+    yield "".join(block).replace(_HYPHEN, "-")
 
 
 def _width(line: _Line) -> float:

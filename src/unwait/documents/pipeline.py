@@ -12,14 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterable,
     Awaitable,
     Callable,
     Mapping,
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -202,7 +201,7 @@ class Ingestion:
     async def rows(
         self,
         run: int,
-        sources: AsyncIterable[Source],
+        sources: AsyncGenerator[Source, None],
         *,
         progress: bool | Callable[[Report], None] | None,
         grace: float,
@@ -221,9 +220,7 @@ class Ingestion:
         if self._extractor is not None:
             stages.insert(-1, _stage(self._records, limit, "records"))
         self._pipeline = Pipeline(stages, saved_in=self._store.name)
-        stream = self._pipeline.stream(
-            (self._begin(source) async for source in sources), progress=progress, grace=grace
-        )
+        stream = self._pipeline.stream(_works(sources), progress=progress, grace=grace)
         async with stream:
             async for outcome in stream:
                 assert isinstance(outcome, PipelineOutcome)
@@ -232,9 +229,6 @@ class Ingestion:
                 if outcome.error is not None:
                     await self._fail(work, outcome.error, outcome.stage or "list")
                 yield work.row
-
-    def _begin(self, source: Source) -> Work:
-        return Work(source, Row(source.uri))
 
     # The stages.
 
@@ -372,3 +366,9 @@ class Ingestion:
         row.outcome, row.stage, row.kind, row.error = "failed", stage, kind, text
         row.chunks = row.records = 0
         await self._store.fail(Failure(work.source.uri, work.source.origin, stage, kind, text), self._run)
+
+
+async def _works(sources: AsyncGenerator[Source, None]) -> AsyncGenerator[Work, None]:
+    async with aclosing(sources):
+        async for source in sources:
+            yield Work(source, Row(source.uri))

@@ -17,7 +17,7 @@ import numpy as np
 
 from unwait.documents.postgres_schema import LOCKS, WRITER_LOCK, prepare
 from unwait.documents.store import StoreBusy, StoreError
-from unwait.flow.faults import describe
+from unwait.flow.faults import describe, scrub
 
 try:
     import asyncpg
@@ -50,6 +50,8 @@ _PASSING = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
+    # What the library loses count with, when the server ends a connection at the wrong moment.
+    asyncpg.InternalClientError,
     ConnectionError,
 )
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
@@ -93,22 +95,25 @@ class Connections:
     async def open(self) -> None:
         """Connect, and make what the database lacks. Raises StoreError."""
         try:
-            connection = await self._connect()
-            try:
-                self.extension, self._extension_name = await prepare(connection, self.name)
-            finally:
-                await _end(connection)
-            self._pool = await asyncpg.create_pool(
-                self._address,
-                min_size=1,
-                max_size=MOST_CONNECTIONS,
-                timeout=_CONNECT_SECONDS,
-                server_settings=_SETTINGS,
-                init=self._teach_vectors,
-                reset=_reset,
-            )
+            await self._again(self._open, (asyncpg.TooManyConnectionsError, asyncpg.CannotConnectNowError))
         except (*_ERRORS, ValueError) as error:
             raise self._explained(error) from None
+
+    async def _open(self) -> None:
+        connection = await self._connect()
+        try:
+            self.extension, self._extension_name = await prepare(connection, self.name)
+        finally:
+            await _end(connection)
+        self._pool = await asyncpg.create_pool(
+            self._address,
+            min_size=1,
+            max_size=MOST_CONNECTIONS,
+            timeout=_CONNECT_SECONDS,
+            server_settings=_SETTINGS,
+            init=self._teach_vectors,
+            reset=_reset,
+        )
 
     async def close(self) -> None:
         """End all connections, also where this is cancelled."""
@@ -129,44 +134,55 @@ class Connections:
         """Take the right to write, until the end. Raises StoreBusy if another has it."""
         if self._writer is not None:
             return
-        connection = None
         try:
-            connection = await self._connect()
-            claimed = await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCKS, WRITER_LOCK)
-            if claimed:
-                connection.add_termination_listener(self._on_writer_lost)
-                self._writer, connection = connection, None
+            connection = await self._again(self._connect, _PASSING)
+            claimed = False
+            try:
+                claimed = await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCKS, WRITER_LOCK)
+            finally:
+                if not claimed:
+                    await _end(connection)
         except _ERRORS as error:
             raise self._explained(error) from None
-        finally:
-            if connection is not None:
-                await _end(connection)
         if not claimed:
             raise StoreBusy(f"another run is writing into {self.name}: wait for its end")
+        self._writer = connection
+        connection.add_termination_listener(self._on_writer_lost)
 
     async def run(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """What `work` returns, given a connection. It is called again where that was lost. Raises StoreError."""
-        for delay in (*_DELAYS, None):
-            if self._pool is None:
-                raise StoreError(f"the store {self.name} is not open")
-            if self._writer_lost:
-                raise StoreError(
-                    f"the connection to {self.name} that held the right to write was lost: begin again"
-                )
+        try:
+            return await self._again(lambda: self._run(work), _PASSING)
+        except _ERRORS as error:
+            raise self._explained(error) from None
+
+    async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        if self._pool is None:
+            raise StoreError(f"the store {self.name} is not open")
+        if self._writer_lost:
+            raise StoreError(
+                f"the connection to {self.name} that held the right to write was lost: begin another run"
+            )
+        async with self._pool.acquire() as connection:
             try:
-                async with self._pool.acquire() as connection:
-                    try:
-                        return await work(connection)
-                    except asyncpg.InterfaceError as error:
-                        # What the library says of a connection that ended while nobody looked.
-                        if connection.is_closed():
-                            raise ConnectionError("the connection was closed") from error
-                        raise
-            except _ERRORS as error:
-                if delay is None or not isinstance(error, _PASSING):
-                    raise self._explained(error) from None
-            await asyncio.sleep(delay)
-        raise AssertionError
+                return await work(connection)
+            except asyncpg.InternalClientError:
+                connection.terminate()
+                raise
+            except asyncpg.InterfaceError as error:
+                # What the library says of a connection that ended while nobody looked.
+                if connection.is_closed():
+                    raise ConnectionError("the server closed the connection") from error
+                raise
+
+    async def _again(self, work: Callable[[], Awaitable[T]], passing: tuple[type[BaseException], ...]) -> T:
+        """What `work` returns, which is called again after an error that may pass, a few times."""
+        for delay in _DELAYS:
+            try:
+                return await work()
+            except passing:
+                await asyncio.sleep(delay)
+        return await work()
 
     async def transaction(self, work: Callable[[Any], Awaitable[T]], *, snapshot: bool = False) -> T:
         """As `run`, in one transaction; with `snapshot`, one that only reads, and sees one state throughout."""
@@ -206,8 +222,8 @@ class Connections:
         if isinstance(error, OSError):
             return StoreError(f"cannot reach {self.name}: {describe(error)}; is the server running there?")
         # The rest of what a server says may quote rows, and with them the documents.
-        text = error.message if isinstance(error, asyncpg.PostgresError) else str(error)
-        return StoreError(f"{self.name}: {describe(type(error)(text or ''))}")
+        text = getattr(error, "message", None) or str(error)
+        return StoreError(f"{self.name}: {type(error).__name__}: {' '.join(scrub(text).split())[:300]}")
 
 
 async def _reset(connection: Any) -> None:

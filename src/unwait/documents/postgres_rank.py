@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,9 +13,10 @@ if TYPE_CHECKING:
 
 K1 = 1.2
 B = 0.75
+_LEAST_RARITY = 1e-6  # of a word that is in most chunks: as in SQLite's BM25
 POSITION_BITS = 24  # of a chunk's key; the others are its document's
 
-# As the server writes them: network order. `frequency` is in halves: see `Postings`.
+# As the server writes them: network order.
 _ENTRY = np.dtype([("position", ">i4"), ("frequency", ">i4"), ("length", ">i4")])
 ENTRY_BYTES = _ENTRY.itemsize
 
@@ -22,8 +24,8 @@ ENTRY_BYTES = _ENTRY.itemsize
 class Postings(NamedTuple):
     """A word's: the document of each row (int64), how many chunks are in it (int32), and these, one after the other.
 
-    A chunk's entry is its position, how often the word is in it, and how many words the chunk has. The word counts
-    twice in the title, 1.5 times in the section.
+    A chunk's entry is its position, how often the word is in it (in title and section it counts several times), and how
+    many words the chunk has.
     """
 
     documents: bytes
@@ -42,9 +44,10 @@ class Ranked(NamedTuple):
 def bm25(
     postings: Sequence[Postings], chunks: int, words: int, depth: int, documents: Sequence[int] | None
 ) -> Ranked:
-    """The chunks with the `depth` highest scores for at least one word, in no order, and all others that score like the last of them.
+    """The chunks with the `depth` highest scores, in no order, and all others that score like the last of them.
 
-    `chunks` and `words` are the totals of the store; `documents` are those to be ranked, None for all.
+    There must be a word. `chunks` and `words` are the totals of the store; `documents` are those to be ranked, None
+    for all.
     """
     average = words / chunks
     keys: list[NDArray[np.int64]] = []
@@ -53,9 +56,9 @@ def bm25(
         entries = np.frombuffer(word.entries, _ENTRY)
         rows = np.frombuffer(word.documents, ">i8").astype(np.int64)
         counts = np.frombuffer(word.counts, ">i4")
-        frequency = entries["frequency"] / 2
+        frequency = entries["frequency"].astype(np.float64)
         length = entries["length"].astype(np.float64)
-        rarity = np.log1p((chunks - len(entries) + 0.5) / (len(entries) + 0.5))
+        rarity = max(_LEAST_RARITY, math.log((chunks - len(entries) + 0.5) / (len(entries) + 0.5)))
         scores.append(rarity * frequency * (K1 + 1) / (frequency + K1 * (1 - B + B * length / average)))
         keys.append(np.repeat(rows << POSITION_BITS, counts) | entries["position"])
     # Scores of the same words in the same order are added in the same order: what is equal stays equal.

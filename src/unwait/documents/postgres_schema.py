@@ -4,7 +4,7 @@ A document is saved and removed by functions: one call, one transaction, one rou
 whose checks would cost more than the rows; only these functions write what belongs to a document.
 
 `postings` has a row for each word of each document: the chunks it is in, 12 bytes each: position, how often the word
-is in it (weighted, in halves), and the length of the chunk in words. From these, and the totals in `counts`, follows
+is in it (weighted), and the length of the chunk in words. From these, and the totals in `counts`, follows
 BM25; PostgreSQL's own ranking knows neither how rare a word is nor how long the others' texts are. The totals are
 spread over rows by connection, so that those who save do not wait for each other.
 
@@ -22,6 +22,10 @@ VERSION = 1
 LOCKS = 0x756E7774
 SCHEMA_LOCK = 1
 WRITER_LOCK = 2
+SAVING_LOCK = 3
+# How often a word counts there: as much as SQLite's weights.
+TITLE_WEIGHT = 4
+SECTION_WEIGHT = 2
 
 _TABLES = """
 CREATE TABLE unwait.store (
@@ -158,6 +162,11 @@ CREATE FUNCTION unwait.replace(
 DECLARE
     new_id bigint;
 BEGIN
+    -- The server goes on for a process that was killed: the next run begins after that, and not while it lasts.
+    PERFORM pg_advisory_xact_lock_shared({locks}, {saving});
+    IF (SELECT run FROM unwait.store) > its_run THEN
+        RAISE EXCEPTION 'another run has begun since';
+    END IF;
     PERFORM unwait.remove(its_name);
     INSERT INTO unwait.documents (
         name, uri, origin, run, digest, versions, etag, last_modified, title, format, summary, metadata, facets,
@@ -205,7 +214,7 @@ BEGIN
     ), stored AS (
         INSERT INTO unwait.postings
         SELECT its_document, lexeme, string_agg(
-            int4send(position) || int4send(2 * times + 2 * in_title + in_section) || int4send(length::int), ''
+            int4send(position) || int4send((times + {title} * in_title + {section} * in_section)::int) || int4send(length::int), ''
         )
         FROM lexemes GROUP BY lexeme
     )
@@ -272,7 +281,14 @@ async def _create_extension(connection: asyncpg.Connection, name: str) -> None:
 
 
 async def _create(connection: asyncpg.Connection, name: str, extension: str) -> None:
-    values = {"version": VERSION, "extension": extension, "locks": LOCKS}
+    values = {
+        "version": VERSION,
+        "extension": extension,
+        "locks": LOCKS,
+        "saving": SAVING_LOCK,
+        "title": TITLE_WEIGHT - 1,
+        "section": SECTION_WEIGHT - 1,
+    }
     try:
         if await connection.fetchval("SELECT to_regnamespace('unwait') IS NULL"):
             await connection.execute("CREATE SCHEMA unwait")

@@ -24,6 +24,7 @@ from unwait.documents.model import (
 from unwait.documents.postgres_connections import Connections, decode_vector, encode_vectors
 from unwait.documents.postgres_find import allowed, by_text, by_vector, condition
 from unwait.documents.postgres_rank import POSITION_BITS
+from unwait.documents.postgres_schema import LOCKS, SAVING_LOCK
 from unwait.documents.postgres_text import (
     facets,
     original,
@@ -86,10 +87,17 @@ class PostgresStore:
     async def begin(self, settings: Mapping[str, str]) -> int:
         """Begin a run, alone; see `Store`."""
         await self._connections.claim()
-        run: int = await self._value(
-            "UPDATE unwait.store SET run = run + 1, settings = $1 RETURNING run", stored_json(dict(settings))
-        )
-        return run
+
+        async def write(connection: Any) -> int:
+            # After what the server still does for a run whose process is gone.
+            await connection.execute("SELECT pg_advisory_xact_lock($1, $2)", LOCKS, SAVING_LOCK)
+            run: int = await connection.fetchval(
+                "UPDATE unwait.store SET run = run + 1, settings = $1 RETURNING run",
+                stored_json(dict(settings)),
+            )
+            return run
+
+        return await self._connections.transaction(write)
 
     async def settings(self) -> dict[str, str]:
         """Those of the last run; see `Store`."""
@@ -195,7 +203,7 @@ class PostgresStore:
                 run,
             )
             await connection.execute(
-                "UPDATE unwait.documents SET origin = $2, run = $3 WHERE name = $1",
+                "UPDATE unwait.documents SET origin = $2, run = greatest(run, $3) WHERE name = $1",
                 name,
                 stored(failure.origin),
                 run,
@@ -207,21 +215,24 @@ class PostgresStore:
     async def prune(self, run: int, origins: Sequence[str], gone: Sequence[str] = ()) -> list[str]:
         """Remove what disappeared; see `Store`."""
         await self._flush()
+        unseen = [stored(origin) for origin in origins], run, [digest(uri) for uri in gone]
         rows = await self._rows(
-            """
-            SELECT name, uri, true AS document FROM unwait.documents
-            WHERE origin = ANY ($1) AND run < $2 OR name = ANY ($3)
-            UNION ALL
-            SELECT name, uri, false FROM unwait.failures WHERE origin = ANY ($1) AND run < $2 OR name = ANY ($3)
-            """,
-            [stored(origin) for origin in origins],
-            run,
-            [digest(uri) for uri in gone],
+            "SELECT name, uri FROM unwait.documents WHERE origin = ANY ($1) AND run < $2 OR name = ANY ($3)",
+            *unseen,
         )
-        for name in {row["name"] for row in rows}:
-            await self._do("SELECT unwait.remove($1)", name)
+        for row in rows:
+            await self._do("SELECT unwait.remove($1)", row["name"])
+        await self._do(
+            """
+            WITH failed AS (
+                DELETE FROM unwait.failures WHERE origin = ANY ($1) AND run < $2 OR name = ANY ($3) RETURNING name
+            )
+            DELETE FROM unwait.calls USING failed WHERE calls.name = failed.name
+            """,
+            *unseen,
+        )
         # Known from before: an answer that was lost must not lose their names.
-        return sorted(original(row["uri"]) for row in rows if row["document"])
+        return sorted(original(row["uri"]) for row in rows)
 
     # Model calls that are finished.
 
@@ -375,7 +386,7 @@ class PostgresStore:
                 await connection.execute("DELETE FROM unwait.failures WHERE name = ANY ($1)", names)
                 await connection.execute(
                     """
-                    UPDATE unwait.documents SET origin = given.origin, run = given.run
+                    UPDATE unwait.documents SET origin = given.origin, run = greatest(documents.run, given.run)
                     FROM unnest($1::text[], $2::text[], $3::bigint[]) AS given (name, origin, run)
                     WHERE documents.name = given.name
                     """,

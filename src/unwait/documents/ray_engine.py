@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -49,36 +50,45 @@ class Done:
 
 
 class Worker:
-    """What runs in an actor: an ingestion that is open from the first batch to the last, on a loop of ours."""
+    """What runs in an actor: an ingestion that is open from the first batch to the last, on a loop of ours.
+
+    No method of it is async, or Ray would run all of them on a loop of its own.
+    """
 
     def __init__(self, settings: Settings, address: str, run: int, api_key: str | None) -> None:
-        self._settings = settings
-        self._address = address
-        self._run = run
-        self._api_key = api_key
         self._runner = Runner()
-        self._ingestion: Ingestion | None = None
+        self._run = run
+        self._ingestion = self._runner.run(_opened(settings, address, api_key))
 
     def ingest(self, batch: Sequence[Source]) -> Done:
         """Bring the sources into the store."""
-        return self._runner.run(self._ingest(batch))
-
-    async def _ingest(self, batch: Sequence[Source]) -> Done:
-        if self._ingestion is None:
-            store = await open_store(self._address).__aenter__()
-            settings = self._settings
-            client = await Client(max_bytes=settings.max_bytes, per_host=settings.per_host).__aenter__()
-            self._ingestion = await Ingestion(settings, store, client, self._api_key).__aenter__()
-        ingestion = self._ingestion
-        before = ingestion.counts
-        rows = [row async for row in ingestion.rows(self._run, _each(batch), progress=False, grace=0.0)]
-        gone, ingestion.gone = ingestion.gone, []
-        return Done(rows, gone, ingestion.counts - before)
+        return self._runner.run(_ingested(self._ingestion, self._run, batch))
 
 
-async def _each(batch: Sequence[Source]) -> AsyncIterator[Source]:
+async def _opened(settings: Settings, address: str, api_key: str | None) -> Ingestion:
+    """Open for as long as the actor lives: the store loses nothing by its end."""
+    store = await open_store(address).__aenter__()
+    client = await Client(max_bytes=settings.max_bytes, per_host=settings.per_host).__aenter__()
+    return await Ingestion(settings, store, client, api_key).__aenter__()
+
+
+async def _ingested(ingestion: Ingestion, run: int, batch: Sequence[Source]) -> Done:
+    before = ingestion.counts
+    rows = [row async for row in ingestion.rows(run, _each(batch), progress=False, grace=0.0)]
+    gone, ingestion.gone = ingestion.gone, []
+    return Done(rows, gone, ingestion.counts - before)
+
+
+async def _each(batch: Sequence[Source]) -> AsyncGenerator[Source, None]:
     for source in batch:
         yield source
+
+
+@dataclass(slots=True)
+class _Place:
+    """An actor, and the one that takes over when it is gone."""
+
+    actor: Any
 
 
 class RayIngestion:
@@ -96,12 +106,12 @@ class RayIngestion:
         shared = replace(settings, rate=rate, tokens=tokens, limit=limit, per_host=per_host)
         self._make: Callable[[], Any] = lambda: actor.remote(shared, address, self._run, api_key)
         # A batch at a time: its pipeline has the actor's loop for itself.
-        actor = ray.remote(num_cpus=1, max_restarts=0)(Worker)
+        actor = ray.remote(scheduling_strategy="SPREAD", max_restarts=0)(Worker)
         self._store = store
         self._run = 0
         self._workers = workers
         self._started = False
-        self._idle: asyncio.Queue[Any] = asyncio.Queue()
+        self._idle: asyncio.Queue[_Place] = asyncio.Queue()
         self.gone: list[str] = []
         self.counts = Counts()
 
@@ -120,12 +130,12 @@ class RayIngestion:
             await asyncio.to_thread(ray.shutdown)
             return
         while not self._idle.empty():
-            ray.kill(self._idle.get_nowait())
+            ray.kill(self._idle.get_nowait().actor)
 
     async def rows(
         self,
         run: int,
-        sources: AsyncIterable[Source],
+        sources: AsyncGenerator[Source, None],
         *,
         progress: bool | Callable[[Report], None] | None,
         grace: float,
@@ -133,9 +143,9 @@ class RayIngestion:
         """Bring the sources into the store, as this run of it; their rows as their batches are done."""
         self._run = run
         for _ in range(self._workers):
-            worker = self._make()
+            place = _Place(self._make())
             for _ in range(_AHEAD):
-                self._idle.put_nowait(worker)
+                self._idle.put_nowait(place)
         done: Stream[list[Source], list[Row]] = stream(
             self._send, _batches(sources), limit=self._workers * _AHEAD, progress=progress, grace=grace
         )
@@ -149,18 +159,22 @@ class RayIngestion:
         report.count(self.counts)
 
     async def _send(self, batch: list[Source]) -> list[Row]:
-        worker = await self._idle.get()
-        for _ in range(_LOST):
-            try:
-                done: Done = await asyncio.wrap_future(worker.ingest.remote(batch).future())
-            except RayActorError:
-                worker = self._make()
-                continue
-            self._idle.put_nowait(worker)
-            self.gone += done.gone
-            self.counts += done.counts
-            return done.rows
-        self._idle.put_nowait(worker)
+        place = await self._idle.get()
+        try:
+            for _ in range(_LOST):
+                actor = place.actor
+                try:
+                    done: Done = await asyncio.wrap_future(actor.ingest.remote(batch).future())
+                except RayActorError:
+                    # Both batches that were with it come by here.
+                    if place.actor is actor:
+                        place.actor = self._make()
+                    continue
+                self.gone += done.gone
+                self.counts += done.counts
+                return done.rows
+        finally:
+            self._idle.put_nowait(place)
         return [await self._lose(source) for source in batch]
 
     async def _lose(self, source: Source) -> Row:
@@ -169,13 +183,14 @@ class RayIngestion:
         return Row(source.uri, "failed", "actor", "actor lost", text)
 
 
-async def _batches(sources: AsyncIterable[Source]) -> AsyncIterator[list[Source]]:
+async def _batches(sources: AsyncGenerator[Source, None]) -> AsyncGenerator[list[Source], None]:
     batch: list[Source] = []
-    async for source in sources:
-        batch.append(source)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
+    async with aclosing(sources):
+        async for source in sources:
+            batch.append(source)
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
     if batch:
         yield batch
 

@@ -11,6 +11,11 @@ from typing import Any
 from unwait.documents.model import Text
 from unwait.documents.plain import Outline, file_name, lines_of, shortened
 
+
+def _names(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 _ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1*[ \t]*$")
 _DIRECTIVE = re.compile(r"([ \t]*)\.\.[ \t]+(?:\|[^|\n]{1,200}\|[ \t]+)?([\w.:+-]{1,80}?)::(?:[ \t]+(.*))?$")
 _FOOTNOTE = re.compile(r"([ \t]*)\.\.[ \t]+(\[[^\]\n]{1,80}\][ \t].*)$")
@@ -26,17 +31,17 @@ _DOCUMENT_FIELDS = {
     "status": "status",
 }
 # What they name or list is not text of this document.
-_LEFT_OUT = frozenset(
+_LEFT_OUT = _names(
     "include literalinclude toctree contents index highlight currentmodule module default-role default-domain image"
     " figure raw meta sectionauthor codeauthor role tabularcolumns replace unicode container class title"
-    " rst-class program autosummary automodule autoclass autofunction testsetup testcleanup".split()
+    " rst-class program autosummary automodule autoclass autofunction testsetup testcleanup"
 )
 # Of these the content is left out as well.
-_WITHOUT_CONTENT = frozenset(
-    "include literalinclude toctree contents index raw meta image replace unicode testsetup testcleanup".split()
+_WITHOUT_CONTENT = _names(
+    "include literalinclude toctree contents index raw meta image replace unicode testsetup testcleanup"
 )
 # Their argument names a language or how it is shown.
-_CODE = frozenset("code code-block sourcecode code-cell ipython doctest testcode testoutput".split())
+_CODE = _names("code code-block sourcecode code-cell ipython doctest testcode testoutput")
 _WITHOUT_ARGUMENT = _CODE | {"parsed-literal", "only", "math", "list-table", "csv-table", "tabs"}
 
 _ROLE = re.compile(r"(?<![\w`]):[\w.:+-]{1,80}:`([^`\n]{1,1000})`(?![\w`])")
@@ -60,7 +65,7 @@ def rst(text: str, name: str) -> Text:
                 styles.append(style)
             title = unmarked(title)
             out.write("")
-            outline.heading(out.length, styles.index(style) + 1, title)
+            outline.heading(out.length, styles.index(style) + 1, title.replace("*", ""))
             out.write(title)
             out.write("")
         elif _is_adornment(line, 4):

@@ -111,6 +111,7 @@ class Listing:
 
     @property
     def complete(self) -> set[str]:
+        """The origins that have been listed to their end: what they did not list is not there."""
         return self._ended - self._partial
 
     async def _everything(self) -> Parts:
@@ -149,7 +150,7 @@ class Listing:
             yield self._sitemap(sitemap.blocks_in(path), uri, origin, None)
         elif isinstance(kind, str):
             yield self._file(Found(uri, path, kind == "lines"), origin or uri, origin is None)
-        elif kind.gone and (pattern := split_pattern(path)) is not None:
+        elif kind.gone and origin is None and (pattern := split_pattern(name)) is not None:
             yield self._walk(Walk(pattern[0], self._selection, pattern=pattern[1]), uri, origin, True)
         elif self._new(uri):
             if origin is None and kind.gone and uri.endswith(_LINES):
@@ -358,12 +359,16 @@ class Listing:
                         if entry.nested:
                             if visited.add(name):
                                 nested.append(_Nested(url, name, here.depth + 1))
-                        elif self._selection.wants(path_in(url)) and self._new(name):
+                        elif self._wants(url) and self._new(name):
                             yield Source(name, origin, location=location)
             waiting += reversed(nested)
             content = None
         if whole:
             self._ended.add(origin)
+
+    def _wants(self, url: URL) -> bool:
+        path = path_in(url)
+        return self._selection.includes(path) and not self._selection.excludes_page(path)
 
     async def _nested(self, here: _Nested, left: int) -> Iterator[bytes]:
         """The content of a sitemap that another one names. Raises SourceFailed."""
@@ -379,16 +384,21 @@ class Listing:
     async def _failed_before(self, failures: AsyncIterable[Failure]) -> Parts:
         # Those of a file come one after the other.
         file: _Lines | None = None
-        async for failure in failures:
-            lines = await _lines_of(failure)
-            if file is not None and (lines is None or lines.uri != file.uri):
-                yield self._wanted(file)
-                file = None
-            if lines is None:
-                yield self._once_more(failure)
-            else:
-                file = file or lines
-                file.wanted.add(failure.uri)
+        iterator = aiter(failures)
+        try:
+            async for failure in iterator:
+                lines = await _lines_of(failure)
+                if file is not None and (lines is None or lines.uri != file.uri):
+                    yield self._wanted(file)
+                    file = None
+                if lines is None:
+                    yield self._once_more(failure)
+                else:
+                    file = file or lines
+                    file.wanted.add(failure.uri)
+        finally:
+            if isinstance(iterator, AsyncGenerator):
+                await iterator.aclose()
         if file is not None:
             yield self._wanted(file)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     Rows = NDArray[np.int64]
 
 # Of the columns title, section and text.
-_WEIGHTS = "2.0, 1.5, 1.0"
+_WEIGHTS = "4.0, 2.0, 1.0"
 # Ranking costs about 0.5 µs for each chunk that has a word, and again for the next word: what the most common words
 # of a query would add to that is little, as they tell the chunks apart the least.
 _MOST_MATCHES = 6000
@@ -37,6 +38,11 @@ there these they this those to too us very was we were what when where which who
 """
 # A product may come out otherwise in its last bits, depending on where in the matrix a row lies.
 _DECIMALS = 6
+# Chinese and Japanese, which put nothing between words. Each character is a word of the index, and two neighbours in a
+# query are looked for together.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CHARACTER = re.compile(f"[{_UNSPACED}]")
+_WORDS = re.compile(f"[{_UNSPACED}]+|[^{_UNSPACED}]+")
 _BETWEEN_WORDS = re.compile(r"[\x00-/:-@\[-`{-\x7f\s]+")
 _ONE = "SELECT uri FROM documents WHERE id = ?"
 _CANDIDATE = """
@@ -241,9 +247,8 @@ def candidates(
 
 def searchable(text: str) -> str:
     """The text as it is told to the full text index: the same for the same text, always."""
-    if "\x00" in text:
-        text = text.replace("\x00", " ")
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    text = _clean(text)
+    return text if text.isascii() else _CHARACTER.sub(r" \g<0> ", text)
 
 
 def headings(section: str | bytes | None) -> tuple[str, ...]:
@@ -257,12 +262,28 @@ def _facet(key: str, value: str) -> bytes:
     return blake2b(b"%d:%b%b" % (len(name), name, text), digest_size=16).digest()
 
 
+def _clean(text: str) -> str:
+    if "\x00" in text:
+        text = text.replace("\x00", " ")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _terms(words: str) -> Iterator[str]:
+    """What to look for: words, and neighbours."""
+    for word in _BETWEEN_WORDS.split(_clean(words).lower()):
+        for part in _WORDS.findall(word):
+            if len(part) > 1 and _CHARACTER.match(part):
+                yield from map(" ".join, itertools.pairwise(part))
+            else:
+                yield part
+
+
 def _query(connection: sqlite3.Connection, words: str) -> tuple[str, int | None]:
     """The query in FTS5's syntax: each word as a string, any of them; the last chunk to rank, if not all are.
 
     Where there is much to rank, the most common words are left out, and the rest of a word's chunks if it is in most.
     """
-    distinct = dict.fromkeys(word for word in _BETWEEN_WORDS.split(searchable(words).casefold()) if word)
+    distinct = dict.fromkeys(_terms(words))
     telling = list(distinct)
     if len(distinct) > _KEYWORDS:
         common = frozenset(_STOP_WORDS.split())

@@ -3,7 +3,8 @@
 A document's `id` is the number of the change that stored it. A new version has a new id, so what was read under an id
 never changes; what is kept in memory follows the file by that. The id of a chunk is its document's with the position
 behind it, and so needs no column for either. Vectors lie in blocks of up to `BLOCK` chunks, each under the
-id of its first one. The full text has an index only: what is deleted from it is told to it again, from `chunks`.
+id of its first one. The full text has an index only: what is deleted from it is told to it again, from `chunks`. It
+holds words as they are written; with their stems, bench/documents.py found less by it and by the fusion.
 
 SQLite's text holds no half characters (lone surrogates). A text that has one is stored as bytes.
 
@@ -70,7 +71,7 @@ CREATE TABLE IF NOT EXISTS failures (
 CREATE TABLE IF NOT EXISTS calls (uri NOT NULL, key NOT NULL, answer BLOB NOT NULL, UNIQUE (uri, key));
 CREATE INDEX IF NOT EXISTS calls_keys ON calls (key);
 CREATE VIRTUAL TABLE IF NOT EXISTS full_text USING fts5(
-    title, section, text, content = '', tokenize = 'porter unicode61 remove_diacritics 2'
+    title, section, text, content = '', tokenize = 'unicode61 remove_diacritics 2'
 );
 COMMIT;
 """
