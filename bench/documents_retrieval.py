@@ -62,7 +62,7 @@ async def measure(corpus: Corpus, scratch: Path, short: bool) -> dict[str, Any]:
                 asked[kind], await embedder.embed([query.text for query in asked[kind]]), strict=True
             ):
                 texts, near = await store.find(query.text, vector, embedder.name, DEPTH, Filter())
-                both = fuse(query.text, texts, near, ENOUGH)
+                both = fuse("", texts, near, ENOUGH)  # without the words, which only snippets need
                 for way, chunks in ((FUSION, both), (FULL_TEXT, texts), (VECTORS, near)):
                     ways[way].append(found_pages((it.uri.removeprefix(prefix) for it in chunks), query))
             scores = {way: score(pages, asked[kind]) for way, pages in ways.items()}

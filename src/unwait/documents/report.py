@@ -142,7 +142,8 @@ class IngestReport:
 
     def __str__(self) -> str:
         counts = [f"{self.outcomes[name]:,} {name}" for name in OUTCOMES if self.outcomes[name]]
-        lines = [f"{self.sources:,} sources in {self.elapsed:.2f} s: {', '.join(counts) or 'nothing to do'}"]
+        sources = f"{self.sources:,} source{'' if self.sources == 1 else 's'}"
+        lines = [f"{sources} in {self.elapsed:.2f} s: {', '.join(counts) or 'nothing to do'}"]
         if self.chunks:
             lines.append(
                 f"chunks      {self.chunks:,}: {self.embedded:,} embedded, {self.reused:,} had their vectors"
