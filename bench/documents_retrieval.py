@@ -20,7 +20,7 @@ from documents_cells import FULL_TEXT, FUSION, SETS, VECTORS
 from documents_corpus import Corpus
 from documents_judgments import Query, judgments
 
-QUERIES = 300  # of each kind; there are fewer of some
+QUERIES = 500  # of each kind; there are fewer of some
 ENOUGH = 60  # chunks of a fusion, which are of ten pages at least
 FIRST = 10
 DEPTH = 100

@@ -11,13 +11,14 @@ import datetime
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
 import pytest
 
+import unwait
 from unwait.documents.finished import Finished
 from unwait.documents.model import Chunk
 from unwait.documents.openai import Endpoint, OpenAIChat
@@ -27,7 +28,6 @@ from unwait.documents.summarise import ChatSummariser
 
 pytestmark = pytest.mark.full
 
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 # It ends with its standard input: when the test closes that, or dies.
 SERVER = """
@@ -35,7 +35,7 @@ import sys
 import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
-params.n_ctx = 8192
+params.n_ctx = 4096
 params.n_parallel = 2
 params.port = 0
 params.warmup = False
@@ -93,7 +93,7 @@ def base_url() -> Iterator[str]:
                 server.kill()
 
 
-def test_a_real_model_gives_valid_records_and_a_summary(run: Run, base_url: str, tmp_path: Path) -> None:
+def test_a_real_model_gives_valid_records_and_a_summary(base_url: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with (
             Endpoint(base_url, "", limit=2) as endpoint,
@@ -101,7 +101,7 @@ def test_a_real_model_gives_valid_records_and_a_summary(run: Run, base_url: str,
         ):
             chat, finished = OpenAIChat(endpoint, "smollm2"), Finished(store)
             extractor, summariser = (
-                Extractor(chat, finished, Letter, attempts=5),
+                Extractor(chat, finished, Letter, attempts=5, most=1),
                 ChatSummariser(chat, finished),
             )
 
@@ -124,4 +124,4 @@ def test_a_real_model_gives_valid_records_and_a_summary(run: Run, base_url: str,
             assert await asyncio.gather(*(one(uri, text) for uri, text in TEXTS.items())) == found
             assert finished.counts.calls == calls
 
-    run(main())
+    unwait.run(main())

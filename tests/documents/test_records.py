@@ -309,6 +309,17 @@ def test_the_schema_is_what_strict_servers_take(run: Run, tmp_path: Path) -> Non
     run(main())
 
 
+def test_the_records_of_a_window_can_be_bounded(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        record = {"number": "1", "due_date": "2024-01-01", "total": 1, "currency": "EUR"}
+        chat = Scripted([record] * 2, [record])
+        assert len(await extracted(tmp_path, chat, Invoice, one_chunk("x"), most=1)) == 1
+        assert chat.schemas[0]["properties"]["records"]["maxItems"] == 1
+        assert "records: List should have at most 1 item" in chat.asked[1][3]["content"]
+
+    run(main())
+
+
 def test_an_object_of_any_names_stays_one() -> None:
     schema = strict_schema(Anything.model_json_schema())
     assert schema["properties"]["values"]["additionalProperties"] is True

@@ -210,9 +210,10 @@ def decode(body: bytes, charset: str | None) -> str:
         # A text all of ASCII may still be Japanese in ISO-2022-JP.
         if declared in ("iso2022_jp", "iso2022-jp", "hz") and body.isascii():
             text = body.decode(declared, "replace")
-    controls = sum(map(text[:_LOOKED_AT].count, map(chr, _CONTROLS)))
-    unreadable = text[:_LOOKED_AT].count("\ufffd")
-    if (controls + unreadable) * 10 > min(len(text), _LOOKED_AT):
+    head = text[:_LOOKED_AT]
+    encoded = head.encode("utf-8", "replace")
+    controls = len(encoded) - len(encoded.translate(None, _CONTROLS))
+    if (controls + head.count("\ufffd")) * 10 > len(head):
         raise SourceFailed("it is neither text nor of a format that is known", kind="unknown format")
     return text
 

@@ -7,7 +7,7 @@ that a person wrote is made flat before it is parsed: it loses its structure and
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unwait.documents.model import SourceFailed, Text
@@ -26,9 +26,10 @@ def _names(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-_MOST_TAGS = 4_000_000  # each takes about 150 bytes in the parsed page
+_MOST_TAGS = 2_000_000  # those that begin and those that end; each takes about 280 bytes in the parsed page
 _SMALL = 1000  # tags; a page with fewer cannot be nested so deep that it matters
 _SHORT = 30_000  # characters; a shorter page has no tag with so many attributes that it matters
+_STEP = 200_000  # characters
 _DEEPEST = 400
 _MOST_ATTRIBUTES = 500  # of one tag
 _LOOKED_BACK = 10  # open elements among which an end tag looks for its start
@@ -45,15 +46,27 @@ _BLOCKS = _names(
 )
 _FRAMING = frozenset(("nav", "footer", "aside"))
 _HIDDEN = "[hidden], [style*='display:none' i], [style*='display: none' i], dialog:not([open])"
+_HIDDEN_WORDS = ("hidden", "HIDDEN", "display", "DISPLAY", "<dialog", "<DIALOG")
 # The heading of a note is not that of what comes after the note.
 _NO_SECTION = (
     ":is(.note, .tip, .warning, .caution, .important, .admonition, blockquote) :is(h1, h2, h3, h4, h5, h6)"
+)
+_NO_SECTION_WORDS = (
+    "note",
+    "tip",
+    "warning",
+    "caution",
+    "important",
+    "admonition",
+    "<blockquote",
+    "<BLOCKQUOTE",
 )
 # What frames a page: by role, and by the class names of DocBook and Sphinx.
 _FRAME = (
     "[role=navigation], [role=banner], [role=contentinfo], [role=complementary], [role=search],"
     " .navheader, .navfooter, .sphinxsidebar, div.footer"
 )
+_FRAME_WORDS = ("role=", "ROLE=", "role =", "navheader", "navfooter", "sphinxsidebar", "footer")
 
 _META = {
     "author": "author",
@@ -78,7 +91,7 @@ _IMPLIED = _names("p li dd dt tr td th tbody thead tfoot option optgroup rb rp r
 # Left open, these are opened again in each block that follows.
 _FORMATTING = _names("a b big code em font i nobr s small strike strong tt u")
 _SCOPES = _names("applet button caption marquee object select table template svg math")
-_NOT_NESTED = _VOID | _IMPLIED | {f"/{tag}" for tag in _VOID | _IMPLIED} | {""}
+_NOT_NESTED = _VOID | _IMPLIED | {f"/{tag}" for tag in _VOID | _IMPLIED} | {None}
 # What has no end runs to the end of the page, lest each of many beginnings look for it.
 _COMMENT = r"!--(?:-?>|.*?--!?>|.*)"
 _TAG = re.compile(
@@ -118,9 +131,9 @@ def html(text: str, name: str, *, max_characters: int) -> Text:
     title, metadata = _about(root, page.head)
     writer = _Writer(max_characters)
     if body is not None:
-        hidden = {node.mem_id for node in page.css(_HIDDEN)}
-        asides = {node.mem_id for node in page.css(_NO_SECTION)}
-        frame = {node.mem_id for node in page.css(_FRAME)}
+        hidden = _found(page, text, _HIDDEN, _HIDDEN_WORDS)
+        asides = _found(page, text, _NO_SECTION, _NO_SECTION_WORDS)
+        frame = _found(page, text, _FRAME, _FRAME_WORDS)
         writer.walk(body, hidden | frame, asides, framing=False)
         if not writer.length:
             writer = _Writer(max_characters)
@@ -131,6 +144,13 @@ def html(text: str, name: str, *, max_characters: int) -> Text:
     return Text(
         "".join(writer.out), title or outline.first or file_name(name), "html", outline.marks(), metadata
     )
+
+
+def _found(page: LexborHTMLParser, text: str, selector: str, words: Sequence[str]) -> set[int]:
+    """The elements that a selector finds, which takes long, in a page with one of the words that it needs."""
+    if any(word in text for word in words):
+        return {node.mem_id for node in page.css(selector)}
+    return set()
 
 
 class _Writer:
@@ -391,15 +411,18 @@ def _too_deep(text: str) -> bool:
     It follows the open elements as far as it can without knowing all of the parser's rules; an end tag that ends
     nothing for sure ends nothing here.
     """
-    if _CROWDED.search(text):
+    # In steps, and match by match: a pattern at work lets no other thread run.
+    if any(_CROWDED.search(text, start, start + 2 * _STEP) for start in range(0, len(text), _STEP)):
         return True
     if drawn := "<svg" in text:
         text = _DRAWING.sub(_undrawn, text)
-    tags = (_TAG_IN_DRAWN if drawn or "<math" in text else _TAG).findall(text)
+    pattern = _TAG_IN_DRAWN if drawn or "<math" in text else _TAG
     open_elements: list[str] = []
     formatting = reopened = 0
-    most_reopened = 5 * (len(tags) + _SMALL)
-    for tag in tags:
+    most_reopened = 5 * _SMALL
+    for match in pattern.finditer(text):
+        tag = match[1]
+        most_reopened += 5
         if tag in _NOT_NESTED:
             reopened += formatting
         elif tag[0] != "/":

@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 
 _QUEUE = 64  # documents in front of a stage
 _QUEUE_BYTES = 16 << 20
-_READERS = 2  # threads that extract and chunk: mostly Python, so that more of them only contend
+_READING = 4  # documents that are being extracted and chunked
+_READERS = 2  # threads that do it: it is mostly Python, so that more of them only contend
 _EMBEDDING = 256  # documents that are being embedded
 _SAVERS = 4  # documents on their way into the store
 _INLINE = 200  # chunks that a summary is made of in the loop's thread; it takes some 100 µs
@@ -119,6 +120,9 @@ class Ingestion:
         try:
             self._readers = ThreadPoolExecutor(_READERS, "unwait-read")
             self._stack.callback(self._readers.shutdown)
+            # PDFs are read one at a time: those that wait must not keep the threads from other documents.
+            self._pdf_reader = ThreadPoolExecutor(1, "unwait-pdf")
+            self._stack.callback(self._pdf_reader.shutdown)
             embedder = await self._embedder()
             self.embedding = Embedding(embedder, self.finished)
             await self._stack.enter_async_context(self.embedding)
@@ -213,7 +217,7 @@ class Ingestion:
         limit = self._settings.limit
         stages = [
             Stage(self._load, limit=limit, name="load"),
-            _stage(self._read, _READERS, "read"),
+            _stage(self._read, _READING, "read"),
             # A document waits for its chunks, which go into calls with those of others.
             _stage(self._embed, max(limit, _EMBEDDING), "embed"),
             _stage(self._summary, limit, "summarise"),
@@ -270,7 +274,9 @@ class Ingestion:
                 old.chunks,
             )
         else:
-            await asyncio.get_running_loop().run_in_executor(self._readers, self._extract_and_chunk, work)
+            assert work.content is not None
+            reader = self._pdf_reader if b"%PDF-" in work.content.body[:1024] else self._readers
+            await asyncio.get_running_loop().run_in_executor(reader, self._extract_and_chunk, work)
         work.row.format, work.row.chunks = work.format, len(work.chunks)
         return work
 

@@ -47,8 +47,9 @@ _AGAIN = "This is not valid:\n{problems}\nAnswer again, with the whole JSON and 
 class Extractor:
     """Extracts records of one pydantic model; each call is kept by `finished` as soon as it is answered.
 
-    A document is read in windows of at most `window` characters (or one chunk, if that is longer). `schema_name` is the
-    name of the model; `version` stands for its schema, the chat model and the prompts.
+    A document is read in windows of at most `window` characters (or one chunk, if that is longer), each for `most`
+    records, or any number of them: a small model may not know when to stop. `schema_name` is the name of the model;
+    `version` stands for its schema, the chat model and the prompts.
 
     Raises TypeError for what is not a pydantic model, and ImportError without pydantic.
     """
@@ -61,6 +62,7 @@ class Extractor:
         *,
         attempts: int = 3,
         window: int = 8000,
+        most: int | None = None,
     ) -> None:
         pydantic = _pydantic()
         if not (isinstance(model, type) and issubclass(model, pydantic.BaseModel)):
@@ -68,7 +70,8 @@ class Extractor:
         if attempts < 1 or window < 1:
             raise ValueError(f"attempts and window must be at least 1, and are {attempts} and {window}")
         self.schema_name = model.__name__
-        self._wrapped: type[BaseModel] = pydantic.create_model("Records", records=(list[model], ...))  # type: ignore[valid-type]
+        records = (list[model], pydantic.Field(max_length=most))  # type: ignore[valid-type]
+        self._wrapped: type[BaseModel] = pydantic.create_model("Records", records=records)
         self._schema = strict_schema(self._wrapped.model_json_schema())
         prompts = (_SYSTEM, _TASK, _AGAIN, str(window), str(_TOKENS))
         made_of = digest(json.dumps(self._schema, sort_keys=True), *prompts)
