@@ -50,6 +50,7 @@ CELLS = {
             "PostgreSQL's documentation from local files, embedded defaults",
             (OURS, NO_SUMMARIES, SEQUENTIAL),
             ("pages_per_second", "cpu_s", "chunks", "peak_mib", "again_share", "lag_p99_ms"),
+            yardsticks=(NO_SUMMARIES,),
             seconds=180,
         ),
         FlowCell(
@@ -154,7 +155,7 @@ ROWS = (
     FlowRow(
         "documents-api", "nothing changed, server and API: second run ÷ first", "again_share", "at most", 0.1
     ),
-    FlowRow("documents-api", "nothing changed: model calls", "again_calls", "at most", 0),
+    FlowRow("documents-api", "nothing changed: model calls", "again_calls", "at most", 0, digits=0),
     FlowRow("documents-memory", "peak memory at ten times the documents ÷ at once", "grown", "at most", 1.3),
     FlowRow("documents-search", "a search in 20,000 chunks, p99, ms", "p99_ms", "at most", 15),
     *(
@@ -165,6 +166,7 @@ ROWS = (
             "at least",
             0,
             of=f"{name}: {FUSION}",
+            digits=3,
         )
         for name in SETS
         for metric, what in (("recall_ahead", "recall@10"), ("mrr_ahead", "MRR@10"))

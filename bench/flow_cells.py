@@ -44,6 +44,7 @@ class FlowRow:
     against: str = ""
     by: Literal["itself", "ratio", "difference"] = "itself"
     of: str = ""
+    digits: int = 2
 
     @property
     def name(self) -> str:
@@ -187,7 +188,7 @@ FLOW_ROWS = (
         "httpx",
         "ratio",
     ),
-    FlowRow("flow-rate", "1,000 per second: windows exceeded", "exceeded", "at most", 0),
+    FlowRow("flow-rate", "1,000 per second: windows exceeded", "exceeded", "at most", 0, digits=0),
     FlowRow("flow-rate", "1,000 per second: used ÷ allowed", "used", "at least", 0.98),
     FlowRow(
         "flow-journal",
@@ -198,7 +199,9 @@ FLOW_ROWS = (
         "no journal",
         "difference",
     ),
-    FlowRow("flow-tokens", "tokens of calls of mixed size: windows exceeded", "exceeded", "at most", 0),
+    FlowRow(
+        "flow-tokens", "tokens of calls of mixed size: windows exceeded", "exceeded", "at most", 0, digits=0
+    ),
     FlowRow("flow-tokens", "tokens of calls of mixed size: used ÷ allowed", "used", "at least", 0.95),
 )
 

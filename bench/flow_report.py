@@ -69,8 +69,7 @@ def target_table(results: FlowResults) -> str:
     for row in results.rows():
         sign = "≤" if row.limit == "at most" else "≥"
         measured = results.measured(row)
-        digits = 0 if row.metric == "exceeded" else 2
-        said = written(*measured, digits) if measured else ""
+        said = written(*measured, row.digits) if measured else ""
         lines.append((row.title, f"{sign} {row.target:g}", said, results.verdict(row)))
     return table(("work", "target", "measured", ""), lines)
 
@@ -123,6 +122,16 @@ def losses(results: FlowResults) -> str:
     return "Where another is ahead:\n" + "".join(lines) if lines else ""
 
 
+def missing(results: FlowResults) -> str:
+    """What was not measured, and why, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for cell, row in results.cells.items():
+        for contender, entry in row.items():
+            if why := entry.get("unsupported"):
+                reasons.setdefault(why, []).append(f"{cell}: {contender}")
+    return "".join(f"Not measured: {why} ({'; '.join(what)}).\n" for why, what in reasons.items())
+
+
 def runs_text(saved: dict[str, Any]) -> str:
     lines = []
     for name, run in saved["runs"].items():
@@ -150,6 +159,7 @@ def figures(part: Part, saved: dict[str, Any]) -> str:
         misses(results),
         losses(results),
         cell_tables(results),
+        *filter(None, [missing(results)]),
         runs_text(saved) + disturbance_text(results.cells),
     )
     return "\n".join(parts)

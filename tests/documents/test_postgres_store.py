@@ -312,6 +312,9 @@ class TestDocuments:
             assert await store.prune(2, ["here"]) == ["a"]
             await check(connection)
             assert await connection.fetchval("SELECT count(*) FROM unwait.postings") == 0
+            # In pieces, of which each has the word.
+            await store.save(make_document("b", ["common " * 20_000]), 2)
+            assert positions((await store.find("common", None, SPACE, 5, EVERYWHERE))[0]) == [("b", 0)]
 
     async def test_the_same_document_saved_by_several_at_once(
         self, loop: Any, postgres_database: str

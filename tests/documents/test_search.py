@@ -78,7 +78,7 @@ class TestFusion:
                 score = 0.0
                 for weight, ranking in ((2, texts), (1, near)):
                     if each in ranking:
-                        score += weight / (5 + ranking.index(each) + 1)
+                        score += weight / (6 + ranking.index(each) + 1)
                 if score:
                     scores[each.uri, each.start] = score
             expected = sorted(scores, key=lambda key: (-scores[key], key))[:k]
@@ -115,7 +115,7 @@ class TestSearch:
             section=("Keys", "Rotation"),
             page=2,
             snippet="rotate the signing key",
-            score=2 / 6 + 1 / 6,
+            score=2 / 7 + 1 / 7,
             start=13,
             end=35,
             chunk=chunk.id,

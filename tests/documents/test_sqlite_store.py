@@ -441,13 +441,39 @@ class TestRanking:
             assert len(await other.prune(2, ["here"])) == 99
             _, near = await store.find("", vector("word"), SPACE, 2000, NOWHERE)
             assert [candidate.uri for candidate in near] == ["u7"] * 10
+            (matrix,) = store._matrices.values()
+            assert len(matrix._vectors) < 50
             for n in range(50):
                 await other.save(make_document("u7", [f"word {n}"] * 10), 1)
                 _, near = await store.find("", vector("word"), SPACE, 2000, NOWHERE)
                 assert {candidate.text for candidate in near} == {f"word {n}"}
                 assert len(near) == 10
-            (matrix,) = store._matrices.values()
             assert len(matrix._vectors) < 50
+
+    async def test_one_thread_at_a_time_brings_the_matrix_up_to_date(
+        self, loop: Any, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows_of, alone, together = sqlite_find.Matrix.rows_of, threading.Lock(), []
+
+        def watched(*arguments: Any) -> Any:
+            if not alone.acquire(blocking=False):
+                together.append(arguments)
+                return rows_of(*arguments)
+            try:
+                others.wait(0.02)
+                return rows_of(*arguments)
+            finally:
+                alone.release()
+
+        others = threading.Event()  # never set: time for the others to come
+        monkeypatch.setattr(sqlite_find.Matrix, "rows_of", watched)
+        async with SqliteStore(path) as store:
+            await store.save(make_document("a"), 1)
+            found = await asyncio.gather(
+                *(store.find("", vector("alpha"), SPACE, 5, NOWHERE) for _ in range(4))
+            )
+        assert [positions(near) for _, near in found] == [[("a", 0)]] * 4
+        assert not together
 
     async def test_common_words_are_left_out_where_there_is_much_to_rank(
         self, loop: Any, path: str, monkeypatch: pytest.MonkeyPatch

@@ -15,14 +15,14 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from unwait.documents.postgres_schema import LOCKS, WRITER_LOCK, prepare
-from unwait.documents.store import StoreBusy, StoreError
-from unwait.flow.faults import describe, scrub
-
 try:
     import asyncpg
 except ImportError as error:
     raise ImportError('a store in PostgreSQL needs asyncpg: pip install "unwait[documents]"') from error
+
+from unwait.documents.postgres_schema import LOCKS, WRITER_LOCK, prepare
+from unwait.documents.store import StoreBusy, StoreError
+from unwait.flow.faults import describe, scrub
 
 T = TypeVar("T")
 

@@ -293,24 +293,28 @@ def _query(connection: sqlite3.Connection, words: str) -> tuple[str, int | None]
     most = max(_MOST_MATCHES, int(chunks * _SHARE_OF_MATCHES))
     if len(quoted) * chunks <= most:
         return " OR ".join(quoted), None
-    counted = []
-    for place, word in enumerate(quoted):
-        query = "SELECT count(*) FROM full_text WHERE full_text MATCH ?"
-        counted.append((connection.execute(query, (word,)).fetchone()[0], place))
-    counted.sort()
+    # Those above the limit are counted no further; of them, the longest will do for the rarest.
+    counted = sorted(
+        (_matching(connection, word, most + 1), -len(word), place) for place, word in enumerate(quoted)
+    )
     chosen: list[int] = []
     total = 0
-    for count, place in counted:
+    for count, _, place in counted:
         if total and total + count > most:
             break
         chosen.append(place)
         total += count
     last = None
-    if total > max(most, chunks // 2):
+    if total > most and _matching(connection, quoted[chosen[-1]], chunks) > chunks // 2:
         # BM25 gives nothing for a word that most chunks have: the first of them are as good as others.
         query = f"SELECT rowid FROM full_text WHERE full_text MATCH ? LIMIT 1 OFFSET {most - 1}"
         (last,) = connection.execute(query, (quoted[chosen[-1]],)).fetchone()
     return " OR ".join(quoted[place] for place in sorted(chosen)), last
+
+
+def _matching(connection: sqlite3.Connection, word: str, most: int) -> int:
+    query = f"SELECT count(*) FROM (SELECT 1 FROM full_text WHERE full_text MATCH ? LIMIT {most})"
+    return int(connection.execute(query, (word,)).fetchone()[0])
 
 
 def _in_order(

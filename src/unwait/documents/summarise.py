@@ -18,9 +18,7 @@ Say in two to four plain sentences what it is about and what it holds, in the la
 Answer with the summary alone: no heading, no list, nothing about yourself.
 {AS_DATA}"""
 _PART = "This is part {number} of {count} of a document. Summarise this part."
-_PARTS = (
-    "These are the summaries of the parts of a document, in their order. Summarise the document."
-)
+_PARTS = "These are the summaries of the parts of a document, in their order. Summarise the document."
 _WHOLE = "Summarise this document."
 
 
