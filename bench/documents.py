@@ -46,7 +46,7 @@ COPIES = 10
 WARM = 20
 TIMED = 300
 HITS = 10
-CHILD_TIMEOUT = 240
+CHILD_TIMEOUT = 280
 # What an ingestion imports when it comes to it.
 IMPORTED = (
     "extract",

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ async def run_child(
         try:
             await asyncio.wait_for(process.wait(), kill_after)
         except TimeoutError:
-            process.kill()
+            with suppress(ProcessLookupError):  # it has just ended
+                process.kill()
     _, said = await process.communicate()
     assert process.returncode is not None
     assert process.returncode in (0, -9), said.decode()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from unwait.documents.model import Chunk, digest
-from unwait.documents.models import Chat, Embedder
+from unwait.documents.models import Chat, Embedder, ModelUnusable
 from unwait.documents.report import Counts
 from unwait.documents.store import Store
 from unwait.flow.batches import Batch
@@ -279,7 +279,9 @@ class Embedding:
             else:
                 awaited = {key: self._flights[key] for key in left}
                 await asyncio.wait(awaited.values())
-                rows.update((key, it.result()) for key, it in awaited.items() if not it.cancelled())
+                found = {key: it.result() for key, it in awaited.items() if not it.cancelled()}
+                await self._keep(uri, [passages[key] for key in found], found)
+                rows.update(found)
             left = [key for key in left if key not in rows]
         return rows, own
 
@@ -291,6 +293,7 @@ class Embedding:
             if (data := kept.get(self._key(passage))) is not None:
                 rows[passage.digest] = np.frombuffer(data, "<f4")
                 self._finished.kept += 1
+        await self._keep(uri, [passage for passage in passages if passage.digest in rows], rows)
         missing = [passage for passage in passages if passage.digest not in rows]
         if missing:
             rows.update(
@@ -318,7 +321,7 @@ class Embedding:
         self._finished.tokens += sum(self._embedder.tokens(passage.text) for passage in passages)
         kept: dict[str, dict[str, bytes]] = {}
         for passage, row in zip(passages, found, strict=True):
-            kept.setdefault(passage.uri, {})[self._key(passage)] = row.astype("<f4", copy=False).tobytes()
+            kept.setdefault(passage.uri, {})[self._key(passage)] = _bytes(row)
         try:
             await self._finished.keep(kept)
         except Exception as error:
@@ -326,14 +329,26 @@ class Embedding:
             return [_Failed(error)] * len(passages)
         return list(found)
 
+    async def _keep(self, uri: str, passages: Sequence[_Passage], rows: Mapping[str, Vectors]) -> None:
+        """Keep for this document what was asked for another one, with which it would go."""
+        if passages:
+            calls = {self._key(passage): _bytes(rows[passage.digest]) for passage in passages}
+            await self._finished.keep({uri: calls})
+
     def _key(self, passage: _Passage) -> str:
         return f"embed:{self._embedder.name}:{passage.digest}"
 
 
 def _may_be_a_texts(error: ClientError) -> bool:
+    if isinstance(error, ModelUnusable):
+        return False
     if isinstance(error, StatusError):
         return error.response is None or error.response.status in _MAY_BE_A_TEXTS
     return isinstance(error, InvalidAnswer | TooLarge)
+
+
+def _bytes(row: Vectors) -> bytes:
+    return row.astype("<f4", copy=False).tobytes()
 
 
 def _passages(uri: str, chunks: Sequence[Chunk]) -> tuple[list[str], dict[str, _Passage]]:

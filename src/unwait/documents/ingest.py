@@ -6,9 +6,10 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import TYPE_CHECKING, Literal, TextIO
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TextIO, cast
 
-from unwait.documents.model import Source
+from unwait.documents.model import Failure, Source
 from unwait.documents.pipeline import Ingestion
 from unwait.documents.report import IngestReport, LagMeter, Row, peak_memory
 from unwait.documents.settings import resolve
@@ -79,7 +80,8 @@ async def ingest(
     the work.
 
     A source that fails is a row and a count of the report, never an exception. Raises ValueError for what makes
-    no sense, ImportError for a missing library, StoreError (StoreBusy) for a store that cannot be used.
+    no sense, ImportError for a missing library, StoreError (StoreBusy) for a store that cannot be used, and ClientError
+    for a model that answers nobody, as with a wrong key; what is stored by then stays.
     """
     named = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     if not named and not retry_failed:
@@ -96,6 +98,7 @@ async def ingest(
             opened = await stack.enter_async_context(open_store(address))
         else:
             opened = store
+        remembered = await opened.settings()
         settings = resolve(
             {
                 "embed": embed,
@@ -106,14 +109,13 @@ async def ingest(
                 "overlap": overlap,
                 "text_field": text_field,
             },
-            await opened.settings(),
+            remembered,
             records,
             limit=limit,
             per_host=per_host,
             rate=rate,
             tokens=tokens,
             max_bytes=max_bytes,
-            retry_failed=retry_failed,
         )
         client = await stack.enter_async_context(Client(max_bytes=max_bytes, per_host=per_host))
         listing = Listing(
@@ -125,7 +127,7 @@ async def ingest(
             text_field=settings.text_field,
             max_bytes=max_bytes,
             stdin=stdin,
-            again=opened.failures() if retry_failed else None,
+            again=_failed_before(opened, lambda: run) if retry_failed else None,
         )
         work: Ingestion | RayIngestion
         if engine == "ray":
@@ -133,7 +135,7 @@ async def ingest(
 
             if address is None:
                 raise ValueError('engine="ray" needs the address of the store: its actors open it themselves')
-            work = RayIngestion(settings, address, opened, api_key, workers)
+            work = RayIngestion(settings, address, opened, client, api_key, workers)
         else:
             work = Ingestion(settings, opened, client, api_key)
         report = IngestReport(opened.name)
@@ -156,9 +158,32 @@ async def ingest(
                     if on_row is not None:
                         on_row(row)
         work.account(report)
+        if remembered.get("embed", settings.embed) != settings.embed:
+            report.other_vectors = await _with_other_vectors(opened, work.space)
         report.elapsed = asyncio.get_running_loop().time() - started
         report.lag_p99, report.lag_max, report.peak_memory = lag.p99, lag.most, peak_memory()
         return report
+
+
+async def _failed_before(store: Store, run: Callable[[], int]) -> AsyncGenerator[Failure, None]:
+    """What failed; a model whose answers were not valid is to be asked anew."""
+    async with aclosing(cast(AsyncGenerator[Failure, None], store.failures())) as failures:
+        async for failure in failures:
+            if failure.kind == "invalid records":
+                await store.forget_calls(failure.uri, "records:")
+                # Only once: if this run is cut off, the next one finds what it has paid for.
+                begun = replace(failure, kind="unfinished", error="a run that tried it again was cut off")
+                await store.fail(begun, run())
+            yield failure
+
+
+async def _with_other_vectors(store: Store, space: str) -> int:
+    """How many documents have vectors of another model."""
+    count = 0
+    async for listed in store.documents():
+        state = await store.state(listed.uri)
+        count += state is not None and state.versions.vectors != space
+    return count
 
 
 async def _listed(listing: Listing, store: str | None) -> AsyncGenerator[Source, None]:

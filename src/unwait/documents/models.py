@@ -6,8 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from unwait.web.errors import StatusError
+
 if TYPE_CHECKING:
     from unwait.documents.model import Vectors
+
+
+class ModelUnusable(StatusError):
+    """The model answers nobody: its key, its name, its address or the account is wrong. It ends a run."""
 
 
 class Embedder(Protocol):

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from unwait.documents.models import Answer
+from unwait.documents.models import Answer, ModelUnusable
 from unwait.flow.faults import scrub
 from unwait.flow.limits import Limits
 from unwait.flow.rates import Rate
 from unwait.flow.retry import Retry
 from unwait.web.causes import status_cause
 from unwait.web.client import Client
-from unwait.web.errors import InvalidAnswer, InvalidURL, StatusError
+from unwait.web.errors import ConnectionFailed, InvalidAnswer, InvalidURL, StatusError
 from unwait.web.response import Response
 from unwait.web.text import first_characters, printable
 from unwait.web.urls import parse, redact
@@ -39,6 +39,8 @@ _OPENAI = "https://api.openai.com/v1"
 _TOTAL = 3600.0  # s for a call with its retries and its turn in the limits
 _AT_ONCE = 1 << 16  # bytes of an answer that are parsed within the loop: half a millisecond
 _SHOWN = 300  # characters of what a server says
+# Whatever the text: the key, the bill, the name of the model or the address is wrong. So is a 403 before any answer.
+_UNUSABLE = frozenset((401, 402, 404, 405))
 _SHORTEST_KEY = 8  # what is shorter ("none") keeps nobody out, and would be found in any text
 # What UTF-8 cannot hold, and what C takes for the end of a text.
 _UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
@@ -79,6 +81,7 @@ class Endpoint:
                 "OPENAI_API_KEY is not set, and OpenAI wants a key; for another server, give its base URL"
             )
         self._key = key
+        self._answered = False
         self.limit = limit
         self._client = Client(
             limits=Limits(concurrency=limit, rate=rate, tokens=tokens),
@@ -105,19 +108,37 @@ class Endpoint:
         """What `read` makes of the JSON that the endpoint answers; `cost` is in tokens.
 
         `read` may raise for JSON that is not what was asked for; of a large answer, it runs in a thread. Raises
-        ClientError: StatusError with what the server said, InvalidAnswer, and others.
+        ClientError: StatusError with what the server said, InvalidAnswer, and others; ModelUnusable where it is not
+        what was asked, and no other call would be answered either.
         """
-        response = await self._client.post(f"{self.base_url}/{path}", json=asked, cost=cost, idempotent=True)
+        try:
+            response = await self._client.post(
+                f"{self.base_url}/{path}", json=asked, cost=cost, idempotent=True
+            )
+        except ConnectionFailed as error:
+            if self._answered:
+                raise
+            unusable = ModelUnusable(error.cause, attempts=error.attempts)
+            unusable.method, unusable.url = error.method, error.url
+            unusable.hint = error.hint or self._is_it_the_api()
+            raise unusable from error
         if not response.ok:
             raise self._refusal(response, str(asked.get("model")))
         if len(response.content) <= _AT_ONCE:
-            return self._read(response, read)
-        return await asyncio.to_thread(self._read, response, read)
+            found = self._read(response, read)
+        else:
+            found = await asyncio.to_thread(self._read, response, read)
+        self._answered = True
+        return found
 
     def _read(self, response: Response, read: Callable[[Any], R]) -> R:
         try:
             return read(response.json())
         except InvalidAnswer as error:
+            if not self._answered:
+                unusable = ModelUnusable(error.cause, response=response, attempts=response.attempts)
+                unusable.hint = self._is_it_the_api()
+                raise unusable from None
             error.hint = self._is_it_the_api()
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -135,8 +156,12 @@ class Endpoint:
         cause = status_cause(response.status, response.reason)
         if said := self._safe(_message(response)):
             cause += f": {said}"
-        refusal = StatusError(cause, response=response, attempts=response.attempts)
-        match response.status:
+        status = response.status
+        no_credit = status == 429 and "insufficient_quota" in _said(response).values()
+        unusable = status in _UNUSABLE or no_credit or (status == 403 and not self._answered)
+        kind = ModelUnusable if unusable else StatusError
+        refusal = kind(cause, response=response, attempts=response.attempts)
+        match status:
             case 401:
                 refusal.hint = "set OPENAI_API_KEY to a key of this server" + (
                     "" if not self._key else "; it does not take the one it was given"

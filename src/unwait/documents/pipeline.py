@@ -10,6 +10,8 @@ is paid for has answered is kept there before it is used.
 from __future__ import annotations
 
 import asyncio
+import os
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -37,7 +39,7 @@ from unwait.documents.model import (
     State,
     Versions,
 )
-from unwait.documents.models import Chat, Embedder
+from unwait.documents.models import Chat, Embedder, ModelUnusable
 from unwait.documents.report import Counts, IngestReport, Row, StageSummary
 from unwait.documents.settings import EXTRACTIVE, NONE, STATIC, Settings
 from unwait.documents.store import Store, StoreError
@@ -60,6 +62,10 @@ _READING = 4  # documents that are being extracted and chunked
 _READERS = 2  # threads that do it: it is mostly Python, so that more of them only contend
 _EMBEDDING = 256  # documents that are being embedded
 _SAVERS = 4  # documents on their way into the store
+_UNDER_WAY = (
+    48 << 20
+)  # bytes of the documents between the first stage and the last; in memory they are several times that
+_SMALL = 256 << 10  # bytes of a file that is read before there is room for it
 _INLINE = 200  # chunks that a summary is made of in the loop's thread; it takes some 100 µs
 _LONGEST_ERROR = 2000  # characters
 
@@ -81,6 +87,7 @@ class Work:
     summary: str = ""
     records: Sequence[Record] = ()
     unchanged: bool = False
+    room: int = 0  # that it has taken
 
     @property
     def size(self) -> float:
@@ -88,6 +95,35 @@ class Work:
         body = 0 if self.content is None else len(self.content.body)
         vectors = 0 if self.vectors is None else self.vectors.nbytes
         return body + vectors + 2 * sum(chunk.end - chunk.start for chunk in self.chunks)
+
+
+class _Room:
+    """Bounds the bytes of all documents that are under way; a larger one waits until it has the room to itself."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._free = most
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    async def take(self, work: Work, size: int) -> None:
+        """Wait for that much, behind those that were here before."""
+        size = min(size, self._most)
+        if self._waiting or size > self._free:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((turn, size))
+            await turn
+        else:
+            self._free -= size
+        work.room += size
+
+    def give(self, work: Work) -> None:
+        """The document has left, or takes up nothing any more."""
+        self._free += work.room
+        work.room = 0
+        while self._waiting and (self._waiting[0][0].done() or self._waiting[0][1] <= self._free):
+            turn, size = self._waiting.popleft()
+            if not turn.done():
+                self._free -= size
+                turn.set_result(None)
 
 
 def _stage(func: Callable[[Work], Awaitable[Work]], limit: int, name: str) -> Stage:
@@ -119,10 +155,10 @@ class Ingestion:
         settings = self._settings
         try:
             self._readers = ThreadPoolExecutor(_READERS, "unwait-read")
-            self._stack.callback(self._readers.shutdown)
+            self._stack.push_async_callback(_ended, self._readers)
             # PDFs are read one at a time: those that wait must not keep the threads from other documents.
             self._pdf_reader = ThreadPoolExecutor(1, "unwait-pdf")
-            self._stack.callback(self._pdf_reader.shutdown)
+            self._stack.push_async_callback(_ended, self._pdf_reader)
             embedder = await self._embedder()
             self.embedding = Embedding(embedder, self.finished)
             await self._stack.enter_async_context(self.embedding)
@@ -137,7 +173,12 @@ class Ingestion:
             if settings.records != NONE:
                 from unwait.documents.records import Extractor, load_model
 
-                model = settings.schema or load_model(settings.records)
+                try:
+                    model = settings.schema or load_model(settings.records)
+                except ValueError as error:
+                    # They may be those of a run long ago.
+                    hint = 'name the model anew with records= (--records), or "none" to extract none'
+                    raise ValueError(f"{error}; {hint}") from error
                 self._extractor = Extractor(await self._chat(settings.chat), self.finished, model)
             made_by = f"{extract.VERSION}.{chunk.VERSION}:{settings.chunk_size}:{settings.overlap}"
             self._versions = Versions(
@@ -192,6 +233,11 @@ class Ingestion:
         return self._endpoints[spec]
 
     @property
+    def space(self) -> str:
+        """The space of the vectors it makes."""
+        return self._versions.vectors
+
+    @property
     def counts(self) -> Counts:
         """What models that are paid for did so far."""
         return self.finished.counts
@@ -214,6 +260,7 @@ class Ingestion:
     ) -> AsyncGenerator[Row, None]:
         """Bring the sources into the store, as this run of it; the row of each as soon as that is stored."""
         self._run = run
+        self._room = _Room(_UNDER_WAY)
         limit = self._settings.limit
         stages = [
             Stage(self._load, limit=limit, name="load"),
@@ -231,6 +278,7 @@ class Ingestion:
             async for outcome in stream:
                 assert isinstance(outcome, PipelineOutcome)
                 work: Work = outcome.item
+                self._room.give(work)
                 work.row.seconds = outcome.elapsed
                 if outcome.error is not None:
                     await self._fail(work, outcome.error, outcome.stage or "list")
@@ -243,13 +291,9 @@ class Ingestion:
         if source.problem is not None:
             raise source.problem
         known = await self._store.state(source.uri)
-        if self._settings.retry_failed:
-            await self._store.forget_calls(source.uri, "records:")
         same_chunks = known is not None and known.versions.chunks == self._versions.chunks
         # A server that says "unchanged" sends nothing: then the stored text must be of use.
-        content = await load(
-            source, known if same_chunks else None, self._client, max_bytes=self._settings.max_bytes
-        )
+        content = await self._content(work, known if same_chunks else None)
         work.known, work.content = known, content
         if known is None:
             return work
@@ -258,9 +302,29 @@ class Ingestion:
             work.content = content and replace(content, body=b"")
             if known.versions == self._versions:
                 work.unchanged, work.row.outcome = True, "unchanged"
+                self._room.give(work)
             else:
                 work.old = await self._store.document(source.uri)
+                if content is None and work.old is not None:
+                    await self._room.take(work, sum(len(chunk.text) for chunk in work.old.chunks))
         return work
+
+    async def _content(self, work: Work, known: State | None) -> Content | None:
+        """What the source consists of, when there is room for it. What a server sends is there before that."""
+        source, most = work.source, self._settings.max_bytes
+        try:
+            at_once = most if source.path is None else min(most, _SMALL)
+            content = await load(source, known, self._client, max_bytes=at_once)
+        except SourceFailed as problem:
+            if problem.kind != "too large" or at_once == most or source.path is None:
+                raise
+            size = await asyncio.to_thread(_size, source.path)
+            if size <= most:
+                await self._room.take(work, size)
+            return await load(source, known, self._client, max_bytes=most)
+        if content is not None:
+            await self._room.take(work, len(content.body))
+        return content
 
     async def _read(self, work: Work) -> Work:
         if work.unchanged:
@@ -361,8 +425,9 @@ class Ingestion:
         return work
 
     async def _fail(self, work: Work, error: BaseException, stage: str) -> None:
-        if isinstance(error, StoreError):
-            raise error  # nothing more can be kept: going on would pay for what is lost
+        if isinstance(error, StoreError | ModelUnusable):
+            # Nothing more can be kept, and going on would pay for what is lost; or all would fail alike.
+            raise error
         kind, text = "error", describe(error, _LONGEST_ERROR)
         if isinstance(error, SourceFailed):
             kind, text = error.kind, scrub(str(error))[:_LONGEST_ERROR]
@@ -374,6 +439,18 @@ class Ingestion:
         row.outcome, row.stage, row.kind, row.error = "failed", stage, kind, text
         row.chunks = row.records = 0
         await self._store.fail(Failure(work.source.uri, work.source.origin, stage, kind, text), self._run)
+
+
+async def _ended(threads: ThreadPoolExecutor) -> None:
+    """What a thread is at may take seconds."""
+    await asyncio.to_thread(threads.shutdown, cancel_futures=True)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # reading it tells why
 
 
 async def _works(sources: AsyncGenerator[Source, None]) -> AsyncGenerator[Work, None]:

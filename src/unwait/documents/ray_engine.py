@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -98,8 +99,19 @@ class RayIngestion:
     """
 
     def __init__(
-        self, settings: Settings, address: str, store: Store, api_key: str | None, workers: int
+        self,
+        settings: Settings,
+        address: str,
+        store: Store,
+        client: Client,
+        api_key: str | None,
+        workers: int,
     ) -> None:
+        # Actors may have another working directory and another environment.
+        if "://" not in address:
+            address = os.path.abspath(address)
+        if api_key is None:
+            api_key = os.environ.get("OPENAI_API_KEY")
         rate, tokens = (_share(each, workers) for each in (settings.rate, settings.tokens))
         limit = max(1, settings.limit // workers)
         per_host = max(1, settings.per_host // workers)
@@ -108,6 +120,7 @@ class RayIngestion:
         # A batch at a time: its pipeline has the actor's loop for itself.
         actor = ray.remote(scheduling_strategy="SPREAD", max_restarts=0)(Worker)
         self._store = store
+        self._trial = Ingestion(settings, store, client, api_key)
         self._run = 0
         self._workers = workers
         self._started = False
@@ -115,7 +128,15 @@ class RayIngestion:
         self.gone: list[str] = []
         self.counts = Counts()
 
+    @property
+    def space(self) -> str:
+        """The space of the vectors it makes."""
+        return self._trial.space
+
     async def __aenter__(self) -> Self:
+        # What an actor could not open is said here, and once.
+        async with self._trial:
+            pass
         if not ray.is_initialized():
             self._started = True
             await asyncio.to_thread(

@@ -103,6 +103,8 @@ class IngestReport:
     stages: Sequence[StageSummary] = ()
     not_pruned: Sequence[str] = ()
     """Origins that could not be listed to their end, so that nothing of them was removed."""
+    other_vectors: int = 0
+    """Documents with vectors of another model, counted by the run in which the model changes."""
 
     @property
     def failed(self) -> int:
@@ -164,6 +166,11 @@ class IngestReport:
         lines += [
             f"not listed to the end, so nothing of it was pruned: {origin}" for origin in self.not_pruned
         ]
+        if self.other_vectors:
+            lines.append(
+                f"{self.other_vectors:7,} documents keep vectors of another model, and only their words are found: "
+                "ingest them again"
+            )
         return "\n".join(lines)
 
 

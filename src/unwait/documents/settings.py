@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 STATIC = "wordllama"
 EXTRACTIVE = "extractive"
 NONE = "none"
+_MODELS = ("embed", "summarise", "chat")
 DEFAULTS: Mapping[str, str | int] = {
     "embed": STATIC,
     "summarise": EXTRACTIVE,
@@ -47,13 +49,16 @@ class Settings:
     rate: str | None = None
     tokens: str | None = None
     max_bytes: int = 50 << 20
-    retry_failed: bool = False
     schema: type[BaseModel] | None = None
 
     @property
     def remembered(self) -> dict[str, str]:
-        """What the store keeps, so that the next run and a search need not be told again."""
-        return {name: str(getattr(self, name)) for name in DEFAULTS}
+        """What the store keeps, so that the next run and a search need not be told again: all but secrets."""
+        kept = {name: str(getattr(self, name)) for name in DEFAULTS}
+        # Without its password, and not another place: nothing is to be sent where it was not meant to go.
+        scheme, separator, rest = kept["base_url"].partition("://")
+        place, slash, path = rest.partition("/")
+        return {**kept, "base_url": f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"}
 
 
 def resolve(
@@ -72,11 +77,14 @@ def resolve(
         if value is None:
             value = remembered.get(name, default)
         found[name] = type(default)(value)
+    if not found["base_url"] and any(":" in found[name] for name in _MODELS):
+        # In another shell, the next run and a search are to ask the same server.
+        found["base_url"] = os.environ.get("OPENAI_BASE_URL", "")
     schema = None
     if isinstance(records, type):
         schema, found["records"] = records, f"{records.__module__}:{records.__qualname__}"
     elif records is not None:
-        found["records"] = records
+        found["records"] = _anywhere(records)
     if found["records"] != NONE and found["chat"] == NONE:
         # One chat model is enough for both.
         if found["summarise"] in (EXTRACTIVE, NONE):
@@ -90,3 +98,10 @@ def resolve(
             f"{found['overlap']}"
         )
     return Settings(**found, schema=schema, **rest)
+
+
+def _anywhere(records: str) -> str:
+    """Where the model is, as every working directory understands it."""
+    place, colon, name = records.rpartition(":")
+    is_file = place.endswith(".py") or os.sep in place
+    return f"{os.path.abspath(os.path.expanduser(place))}{colon}{name}" if is_file else records
