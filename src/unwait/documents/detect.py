@@ -86,12 +86,13 @@ _DECLARED = (
     re.compile(rb"""\A(?:[^\n]{0,200}\n)?[ \t\f]*(?:#|//|;|%).{0,100}?coding[:=][ \t]*([\w.-]{1,40})"""),
 )
 
+# Each comment ends at its first end: to try others as well would take exponential time.
+_COMMENTS = r"\s*+(?><!--.{0,4000}?-->\s*+){0,20}+"
 _PAGE = re.compile(
-    r"\s*(?:<\?xml[^>]{0,500}\?>\s*)?(?:<!--.{0,4000}?-->\s*){0,20}<(?:!doctype\s+html|html)\b",
-    re.IGNORECASE | re.DOTALL,
+    rf"\s*+(?:<\?xml[^>]{{0,500}}\?>)?{_COMMENTS}<(?:!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL
 )
 _FRAGMENT = re.compile(
-    r"\s*(?:<!--.{0,4000}?-->\s*){0,20}<(?:head|body|title|meta|link|script|style|base|h[1-6]|p|div|table|ul|ol|dl"
+    rf"{_COMMENTS}<(?:head|body|title|meta|link|script|style|base|h[1-6]|p|div|table|ul|ol|dl"
     r"|article|section|main|header|nav|a|b|i|em|strong|span|font|center|pre|blockquote|br|hr|img|iframe|form)\b",
     re.IGNORECASE | re.DOTALL,
 )
@@ -126,7 +127,7 @@ _FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
 _ATX = re.compile(r"^#{1,6} +\S", re.MULTILINE)
 _LINK = re.compile(r"\[[^\[\]\n]{1,200}\]\([^()\s]{1,500}\)")
 _STRONG = re.compile(r"(?<![\w*])\*\*[^\s*][^*\n]{0,200}\*\*(?![\w*])")
-_DIRECTIVE = re.compile(r"^\s*\.\. (?:[\w-]{1,40}(?::[\w-]{1,40})?::|_[^:\n]{1,100}:)", re.MULTILINE)
+_DIRECTIVE = re.compile(r"^[ \t]*+\.\. (?:[\w-]{1,40}(?::[\w-]{1,40})?::|_[^:\n]{1,100}:)", re.MULTILINE)
 _UNDERLINED = re.compile(r"^\S[^\n]{0,200}\n([=\-~^*+#\"'`.:])\1{3,200}[ \t]*$", re.MULTILINE)
 _ROLE = re.compile(r":[\w-]{1,40}:`[^`\n]{1,200}`|``[^`\n]{1,200}``|`[^`\n]{1,200}`_")
 _LOOKED_AT = 50_000  # characters of a text whose structure is looked at
