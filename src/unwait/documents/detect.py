@@ -155,7 +155,8 @@ def refuse_binary(body: bytes) -> None:
     for magic, what in _TEXTUAL_MAGIC:
         if head.startswith(magic):
             raise _refused(what)
-    if _looks_like_text(head):
+    # All of these have control characters; text in an old encoding may begin with the letters of one.
+    if not _has_controls(head):
         return
     if head.startswith(b"PK\x03\x04"):
         names = head + body[-_HEAD:]
@@ -176,9 +177,13 @@ def _refused(what: str) -> SourceFailed:
     return SourceFailed(f"it is {what}, which gives no text; convert it first", kind="unknown format")
 
 
+def _has_controls(head: bytes) -> bool:
+    return len(head.translate(None, _CONTROLS)) < len(head)
+
+
 def _looks_like_text(head: bytes) -> bool:
-    """Whether there are no control characters, and more than text has bytes of no encoding."""
-    return len(head.translate(None, _CONTROLS)) == len(head) and _is_utf8(head)
+    """Whether there are no control characters, and it is UTF-8."""
+    return not _has_controls(head) and _is_utf8(head)
 
 
 def _is_utf8(head: bytes) -> bool:
@@ -230,6 +235,8 @@ def _decode_foreign(body: bytes, declared: str | None) -> str:
             text = body.decode(declared, "replace")
             if _mostly_readable(text):
                 return text
+    if (almost := _almost_utf8(body)) is not None:
+        return almost
     text = body.decode("utf-8", "replace")
     if _mostly_readable(text):
         return text
@@ -237,6 +244,18 @@ def _decode_foreign(body: bytes, declared: str | None) -> str:
         return body.decode("cp1252")
     except UnicodeDecodeError:
         return text if declared in (None, "utf-8") else body.decode("cp1252", "replace")
+
+
+def _almost_utf8(body: bytes) -> str | None:
+    """The text of UTF-8 with half characters, as some programs write it, or cut off within a character."""
+    try:
+        text = body.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        # A last character alone may as well be one of another encoding.
+        if error.reason != "unexpected end of data" or body[: error.start].isascii():
+            return None
+        text = body[: error.start].decode("utf-8", "surrogatepass") + "\ufffd"
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _mostly_readable(text: str) -> bool:
@@ -291,7 +310,7 @@ def text_format(text: str, media_type: str | None, name: str) -> str:
         return "html"
     said = _TYPES.get(media_type or "") or _SUFFIXES.get(ending)
     if said == "html":
-        if _ANY_TAG.search(text):
+        if _ANY_TAG.search(text, 0, 10 * _LOOKED_AT):
             return "html"
         return _SUFFIXES.get(ending, "text").replace("html", "text")
     if said is not None:

@@ -168,7 +168,7 @@ class Endpoint:
                 )
             case 403:
                 refusal.hint = f"the key in OPENAI_API_KEY may not use the model {model!r}"
-            case 404:
+            case 404 | 405:
                 refusal.hint = f"check the model's name, {model!r}, and the base URL, {redact(self.base_url)}"
         return refusal
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from unwait.documents.model import Candidate, Filter
 from unwait.documents.sqlite_schema import SHIFT, range_of, restored
+from unwait.documents.words import most_matches, rarest, terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,26 +23,8 @@ if TYPE_CHECKING:
 
 # Of the columns title, section and text.
 _WEIGHTS = "4.0, 2.0, 1.0"
-# Ranking costs about 0.5 µs for each chunk that has a word, and again for the next word: what the most common words
-# of a query would add to that is little, as they tell the chunks apart the least.
-_MOST_MATCHES = 6000
-_SHARE_OF_MATCHES = 0.3
-_MOST_WORDS = 64
-# They drown a question in what is no answer; in a few keywords ("with statement") they may be what is asked for.
-_KEYWORDS = 3
-_STOP_WORDS = """
-a about am an and any are as at be been being but by can could did do does doing for from had has have having he her him
-his how i if in into is it its just me my no not of on or our she should so some such than that the their them then
-there these they this those to too us very was we were what when where which who whom why will with would you your
-"""
 # A product may come out otherwise in its last bits, depending on where in the matrix a row lies.
 _DECIMALS = 6
-# Chinese and Japanese, which put nothing between words. Each character is a word of the index, and two neighbours in a
-# query are looked for together.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CHARACTER = re.compile(f"[{_UNSPACED}]")
-_WORDS = re.compile(f"[{_UNSPACED}]+|[^{_UNSPACED}]+")
-_BETWEEN_WORDS = re.compile(r"[\x00-/:-@\[-`{-\x7f\s]+")
 _ONE = "SELECT uri FROM documents WHERE id = ?"
 _CANDIDATE = """
 SELECT c.chunk, d.uri, d.title, c.section, c.page, c.start, c.end, c.text, d.metadata
@@ -245,12 +226,6 @@ def candidates(
     return found
 
 
-def searchable(text: str) -> str:
-    """The text as it is told to the full text index: the same for the same text, always."""
-    text = _clean(text)
-    return text if text.isascii() else _CHARACTER.sub(r" \g<0> ", text)
-
-
 def headings(section: str | bytes | None) -> tuple[str, ...]:
     """The path of headings as it is stored: as JSON, or nothing for none."""
     return () if section is None else tuple(json.loads(restored(section)))
@@ -262,54 +237,27 @@ def _facet(key: str, value: str) -> bytes:
     return blake2b(b"%d:%b%b" % (len(name), name, text), digest_size=16).digest()
 
 
-def _clean(text: str) -> str:
-    if "\x00" in text:
-        text = text.replace("\x00", " ")
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def _terms(words: str) -> Iterator[str]:
-    """What to look for: words, and neighbours."""
-    for word in _BETWEEN_WORDS.split(_clean(words).lower()):
-        for part in _WORDS.findall(word):
-            if len(part) > 1 and _CHARACTER.match(part):
-                yield from map(" ".join, itertools.pairwise(part))
-            else:
-                yield part
-
-
 def _query(connection: sqlite3.Connection, words: str) -> tuple[str, int | None]:
-    """The query in FTS5's syntax: each word as a string, any of them; the last chunk to rank, if not all are.
+    """The query in FTS5's syntax: each term as a phrase, any of them; the last chunk to rank, if not all are.
 
     Where there is much to rank, the most common words are left out, and the rest of a word's chunks if it is in most.
     """
-    distinct = dict.fromkeys(_terms(words))
-    telling = list(distinct)
-    if len(distinct) > _KEYWORDS:
-        common = frozenset(_STOP_WORDS.split())
-        telling = [word for word in telling if word not in common] or telling
-    quoted = [f'"{word}"' for word in telling[:_MOST_WORDS]]
+    looked_for = terms(words)
+    quoted = [f'"{" ".join(term)}"' for term in looked_for]
     (chunks,) = connection.execute("SELECT chunks FROM state").fetchone()
-    most = max(_MOST_MATCHES, int(chunks * _SHARE_OF_MATCHES))
+    most = most_matches(chunks)
     if len(quoted) * chunks <= most:
         return " OR ".join(quoted), None
-    # Those above the limit are counted no further; of them, the longest will do for the rarest.
-    counted = sorted(
-        (_matching(connection, word, most + 1), -len(word), place) for place, word in enumerate(quoted)
-    )
-    chosen: list[int] = []
-    total = 0
-    for count, _, place in counted:
-        if total and total + count > most:
-            break
-        chosen.append(place)
-        total += count
+    counts = [_matching(connection, word, most + 1) for word in quoted]
+    chosen = rarest(looked_for, counts, most)
     last = None
-    if total > most and _matching(connection, quoted[chosen[-1]], chunks) > chunks // 2:
-        # BM25 gives nothing for a word that most chunks have: the first of them are as good as others.
-        query = f"SELECT rowid FROM full_text WHERE full_text MATCH ? LIMIT 1 OFFSET {most - 1}"
-        (last,) = connection.execute(query, (quoted[chosen[-1]],)).fetchone()
-    return " OR ".join(quoted[place] for place in sorted(chosen)), last
+    if len(chosen) == 1 and counts[chosen[0]] > most:
+        (only,) = chosen
+        if _matching(connection, quoted[only], chunks) > chunks // 2:
+            # BM25 gives nothing for a word that most chunks have: the first of them are as good as others.
+            query = f"SELECT rowid FROM full_text WHERE full_text MATCH ? LIMIT 1 OFFSET {most - 1}"
+            (last,) = connection.execute(query, (quoted[only],)).fetchone()
+    return " OR ".join(quoted[place] for place in chosen), last
 
 
 def _matching(connection: sqlite3.Connection, word: str, most: int) -> int:

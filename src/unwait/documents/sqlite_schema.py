@@ -3,8 +3,9 @@
 A document's `id` is the number of the change that stored it. A new version has a new id, so what was read under an id
 never changes; what is kept in memory follows the file by that. The id of a chunk is its document's with the position
 behind it, and so needs no column for either. Vectors lie in blocks of up to `BLOCK` chunks, each under the
-id of its first one. The full text has an index only: what is deleted from it is told to it again, from `chunks`. It
-holds words as they are written; with their stems, bench/documents.py found less by it and by the fusion.
+id of its first one. The full text has an index only: what is deleted from it is told to it again, from `chunks`. What
+it is told are words already, see unwait.documents.words; with their stems, bench/documents.py found less by it and by
+the fusion.
 
 SQLite's text holds no half characters (lone surrogates). A text that has one is stored as bytes.
 
@@ -27,7 +28,7 @@ from unwait.documents.store import StoreError
 
 APPLICATION_ID = 0x756E7764  # "unwd"
 JOURNAL_ID = 0x756E7774  # that of a journal of unwait.flow
-FORMAT = 1
+FORMAT = 2
 SHIFT = 24  # bits of a chunk's id for its position
 BLOCK = 128
 BUSY_SECONDS = 60.0
@@ -71,7 +72,7 @@ CREATE TABLE IF NOT EXISTS failures (
 CREATE TABLE IF NOT EXISTS calls (uri NOT NULL, key NOT NULL, answer BLOB NOT NULL, UNIQUE (uri, key));
 CREATE INDEX IF NOT EXISTS calls_keys ON calls (key);
 CREATE VIRTUAL TABLE IF NOT EXISTS full_text USING fts5(
-    title, section, text, content = '', tokenize = 'unicode61 remove_diacritics 2'
+    title, section, text, content = '', tokenize = 'ascii'
 );
 COMMIT;
 """
@@ -151,6 +152,11 @@ def refuse_foreign(path: str) -> bool:
         raise StoreError(
             f"the store {path} was written by a newer unwait (format {written_as}, this one knows {FORMAT}): update "
             "unwait, or name another file"
+        )
+    if written_as < FORMAT:
+        raise StoreError(
+            f"the store {path} was written by an older unwait (format {written_as}, this one writes {FORMAT}): ingest "
+            "its sources again, into another file"
         )
     return False
 

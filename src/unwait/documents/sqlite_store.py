@@ -34,9 +34,9 @@ from unwait.documents.sqlite_find import (
     condition,
     facets,
     headings,
-    searchable,
 )
 from unwait.documents.sqlite_schema import BLOCK, SHIFT, range_of, restored, stored, transaction
+from unwait.documents.words import words
 
 if TYPE_CHECKING:
     from unwait.documents.model import Vectors
@@ -311,12 +311,12 @@ def _save(connection: sqlite3.Connection, document: Document, run: int) -> None:
             for position, chunk in enumerate(chunks)
         ],
     )
-    title = searchable(document.title)
-    indexed = {section: searchable(" ".join(section)) for section in sections}
+    title = words(document.title)
+    indexed = {section: words(" ".join(section)) for section in sections}
     connection.executemany(
         _INDEX,
         [
-            (first + position, title, indexed[chunk.section], searchable(chunk.text))
+            (first + position, title, indexed[chunk.section], words(chunk.text))
             for position, chunk in enumerate(chunks)
         ],
     )
@@ -341,11 +341,11 @@ def _remove(connection: sqlite3.Connection, uri: str | bytes) -> bool:
         return False
     id, title, chunks = found
     span = _span(id)
-    title = searchable(restored(title))
+    title = words(restored(title))
     indexed = connection.execute("SELECT id, section, text FROM chunks WHERE id BETWEEN ? AND ?", span)
     for chunk, section, text in indexed:
-        heading = searchable(" ".join(headings(section)))
-        connection.execute(_UNINDEX, (chunk, title, heading, searchable(restored(text))))
+        heading = words(" ".join(headings(section)))
+        connection.execute(_UNINDEX, (chunk, title, heading, words(restored(text))))
     connection.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", span)
     connection.execute("DELETE FROM vectors WHERE id BETWEEN ? AND ?", span)
     connection.execute("DELETE FROM records WHERE document = ?", (id,))
