@@ -591,6 +591,29 @@ def test_a_text_beyond_the_models_context_fails_its_document_with_the_servers_re
     run(main())
 
 
+def test_a_passage_is_kept_for_each_document_that_has_it(run: Run, opened: Opened) -> None:
+    async def main() -> None:
+        embedder = Embedder()
+        embedder.gate = asyncio.Event()
+        shared = chunks_of("the same words")
+        async with opened() as store, Embedding(embedder, Finished(store)) as embedding:
+            first = asyncio.create_task(embedding.vectors("a", shared))
+            await embedder.begun.wait()
+            second = asyncio.create_task(embedding.vectors("b", shared))
+            await asyncio.sleep(0.01)
+            embedder.gate.set()
+            await asyncio.gather(first, second)
+        assert len(embedder.asked) == 1
+        # The process ends here; "a" is edited and stored, and what was kept for it goes. "c" has those words too.
+        for gone, uri in (("a", "c"), ("b", "d"), ("c", "d")):
+            async with opened() as store, Embedding(embedder, Finished(store)) as embedding:
+                await store.forget_calls(gone, "embed:")
+                await embedding.vectors(uri, shared)
+        assert len(embedder.asked) == 1
+
+    run(main())
+
+
 # What it costs.
 
 

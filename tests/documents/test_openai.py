@@ -7,6 +7,8 @@ import base64
 import inspect
 import json
 import logging
+import pickle
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +22,7 @@ from flaky_models import vector
 from unwait.documents.models import ModelUnusable
 from unwait.documents.openai import Endpoint, OpenAIChat, OpenAIEmbedder, model_of, tokens
 from unwait.flow.retry import Retry
-from unwait.web.errors import ClientError, InvalidAnswer, StatusError
+from unwait.web.errors import ClientError, ConnectionFailed, InvalidAnswer, StatusError
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 KEY = "sk-verysecretkey123"
@@ -151,6 +153,53 @@ def test_an_error_says_what_the_server_said_and_what_to_do(
                 for word in (*words, api.url):
                     assert word in str(failed.value)
             assert len(api.stats.arrivals) == 2, "what is refused is not asked again"
+
+    run(main())
+
+
+NO_CREDIT = {"error": {"message": "you exceeded your quota", "type": "insufficient_quota"}}
+TOO_FAST = {"error": {"message": "too many requests", "type": "requests"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "unusable"),
+    [
+        *((status, {}, True) for status in (401, 402, 403, 404, 405)),
+        (429, NO_CREDIT, True),
+        (429, TOO_FAST, False),
+        (400, {}, False),
+        (500, {}, False),
+    ],
+)
+def test_what_every_call_would_be_answered_is_told_from_what_this_one_is(
+    run: Run, status: int, body: Any, unusable: bool
+) -> None:
+    async def main() -> None:
+        async with serving(Scripted((status, body))) as endpoint:
+            with pytest.raises(StatusError) as failed:
+                await OpenAIEmbedder(endpoint, "m").embed(["a"])
+        assert isinstance(failed.value, ModelUnusable) is unusable
+        assert isinstance(pickle.loads(pickle.dumps(failed.value)), type(failed.value))
+
+    run(main())
+
+
+def test_an_endpoint_that_has_answered_may_forbid_a_text_and_be_away_for_a_while(run: Run) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as nobody:
+            base = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        async with Endpoint(base, retry=None) as endpoint:
+            with pytest.raises(ModelUnusable, match="is the base URL of an API"):
+                await OpenAIEmbedder(endpoint, "m").embed(["a"])
+        async with serving(Scripted(rows([1.0]), (403, {}))) as endpoint:
+            embedder = OpenAIEmbedder(endpoint, "m")
+            await embedder.embed(["a"])
+            with pytest.raises(StatusError, match="403") as failed:
+                await embedder.embed(["b"])
+            assert not isinstance(failed.value, ModelUnusable)
+            endpoint.base_url = base
+            with pytest.raises(ConnectionFailed):
+                await embedder.embed(["c"])
 
     run(main())
 

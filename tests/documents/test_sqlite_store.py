@@ -484,7 +484,7 @@ class TestRanking:
                 await store.save(make_document(f"u{n}", texts), 1)
             whole, _ = await store.find("common half w3x3", None, SPACE, 1000, NOWHERE)
             assert len(whole) == 100
-            monkeypatch.setattr(sqlite_find, "_MOST_MATCHES", 30)
+            monkeypatch.setattr("unwait.documents.words._MOST_MATCHES", 30)
             texts, _ = await store.find("common half w3x3 w4x4", None, SPACE, 1000, NOWHERE)
             assert sorted(candidate.uri for candidate in texts) == ["u3", "u4"]
             # One word is ranked, however common it is; of one that says nothing, as many chunks as may be.
@@ -494,37 +494,6 @@ class TestRanking:
             assert len(texts) == 30
             texts, _ = await store.find("common", None, SPACE, 1000, Filter("u9"))
             assert len(texts) == 10
-
-    async def test_questions_are_not_about_their_stop_words(self, loop: Any, path: str) -> None:
-        async with SqliteStore(path) as store:
-            await store.save(make_document("a", ["how do I do it"]), 1)
-            await store.save(make_document("b", ["rotate the key"]), 1)
-            texts, _ = await store.find("How do I rotate a key?", None, SPACE, 10, NOWHERE)
-            assert [candidate.uri for candidate in texts] == ["b"]
-            texts, _ = await store.find("how do i do it", None, SPACE, 10, NOWHERE)
-            assert [candidate.uri for candidate in texts] == ["a"]
-
-    async def test_case_and_accents_make_no_difference(self, loop: Any, path: str) -> None:
-        async with SqliteStore(path) as store:
-            await store.save(make_document("a", ["Straße to the cafe\u0301"]), 1)
-            for words in ("café", "CAFE", "cafe\u0301", "Café", "STRAßE"):
-                texts, _ = await store.find(words, None, SPACE, 10, NOWHERE)
-                assert [candidate.uri for candidate in texts] == ["a"], words
-
-    async def test_languages_without_spaces_are_searched_by_neighbours(self, loop: Any, path: str) -> None:
-        async with SqliteStore(path) as store:
-            await store.save(make_document("tokyo", ["私は東京タワーに行きました。PostgreSQLを使う"]), 1)
-            await store.save(make_document("kyoto", ["京都は東にある"]), 1)
-            for words, uris in (
-                ("東京", ["tokyo"]),
-                ("京都", ["kyoto"]),
-                ("東京タワー", ["tokyo"]),
-                ("東", ["kyoto", "tokyo"]),
-                ("postgresqlを", ["tokyo"]),
-                ("大阪", []),
-            ):
-                texts, _ = await store.find(words, None, SPACE, 10, NOWHERE)
-                assert sorted(candidate.uri for candidate in texts) == uris, words
 
     async def test_nothing_is_near_to_no_words(self, loop: Any, path: str) -> None:
         async with SqliteStore(path) as store:

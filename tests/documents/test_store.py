@@ -420,6 +420,74 @@ class TestFind:
                 texts, _ = await store.find(words, None, SPACE, 5, NOWHERE)
                 assert [candidate.uri for candidate in texts] == [uri]
 
+    async def test_questions_are_not_about_their_stop_words(
+        self, loop: Any, new_store: Callable[[], Store]
+    ) -> None:
+        async with new_store() as store:
+            await store.save(make_document("a", ["how do I do it"]), 1)
+            await store.save(make_document("b", ["rotate the key"]), 1)
+            texts, _ = await store.find("How do I rotate a key?", None, SPACE, 10, NOWHERE)
+            assert [candidate.uri for candidate in texts] == ["b"]
+            texts, _ = await store.find("how do i do it", None, SPACE, 10, NOWHERE)
+            assert [candidate.uri for candidate in texts] == ["a"]
+
+    async def test_case_accents_and_punctuation_make_no_difference(
+        self, loop: Any, new_store: Callable[[], Store]
+    ) -> None:
+        texts = [
+            "Straße to the cafe\u0301",
+            "asyncio.create_task(…)",
+            "“CAFÉ” ﬁne",
+            "ÉCOLE, Wort\u00adtrennung",
+            "C++ and C#: don\u2019t",
+            "हिन्दी की भाषा",
+            "a 🚀rocket❤️",
+            "x" * 40_000,
+        ]
+        async with new_store() as store:
+            await store.save(make_document("a", texts, title=""), 1)
+            for words, found in (
+                ("café", [0, 2]),
+                ("CAFE\u0301", [0, 2]),
+                ("STRASSE", [0]),
+                ("STRAẞE", [0]),
+                ("create", [1]),
+                ("create-TASK", [1]),
+                ("fine", [2]),
+                ("école", [3]),
+                ("worttrennung", [3]),
+                ("c++", [4]),
+                ("don't", [4]),
+                ("हिन्दी", [5]),
+                ("ह", []),
+                ("🚀", [6]),
+                ("rocket", [6]),
+                ("x" * 40_000, [7]),
+                ("to ' \" ( & | ! <-> : * ^ \x00 \ud800 -", [0]),
+                ("& | ! <-> ( ' \x00 \ud800 … \ufe0f", []),
+            ):
+                ranked, _ = await store.find(words, None, SPACE, 10, NOWHERE)
+                places = sorted(texts.index(candidate.text) for candidate in ranked)
+                assert places == found, words
+
+    async def test_languages_without_spaces_are_searched_by_neighbours(
+        self, loop: Any, new_store: Callable[[], Store]
+    ) -> None:
+        async with new_store() as store:
+            await store.save(make_document("tokyo", ["私は東京タワーに行きました。PostgreSQLを使う"]), 1)
+            await store.save(make_document("kyoto", ["京都は東にある"]), 1)
+            for words, uris in (
+                ("東京", ["tokyo"]),
+                ("京都", ["kyoto"]),
+                ("東京タワー", ["tokyo"]),
+                ("東", ["kyoto", "tokyo"]),
+                ("postgresqlを", ["tokyo"]),
+                ("ﾀﾜｰ", ["tokyo"]),
+                ("大阪", []),
+            ):
+                texts, _ = await store.find(words, None, SPACE, 10, NOWHERE)
+                assert sorted(candidate.uri for candidate in texts) == uris, words
+
     async def test_equal_scores_are_in_the_order_of_uri_and_position(
         self, loop: Any, new_store: Callable[[], Store]
     ) -> None:

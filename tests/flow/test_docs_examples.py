@@ -75,10 +75,14 @@ def test_the_page_has_examples() -> None:
     assert len(_examples()) >= 8
 
 
-def test_the_figures_of_the_page_are_those_that_were_saved() -> None:
+@pytest.mark.parametrize("page", ["flow", "documents"])
+def test_the_figures_of_a_page_are_those_that_were_saved(page: str) -> None:
     bench = PAGE.parents[1] / "bench"
-    script = "import json, flow_report; print(flow_report.figures(json.load(open('results.json'))['flow']), end='')"
+    script = (
+        f"import json, flow_report, {page}_cells as cells; "
+        f"print(flow_report.figures(cells.{page.upper()}, json.load(open('results.json'))[{page!r}]), end='')"
+    )
     figures = subprocess.run(
         [sys.executable, "-c", script], cwd=bench, stdout=subprocess.PIPE, text=True, check=True
     ).stdout
-    assert f"<!-- bench:begin -->\n{figures}<!-- bench:end -->" in PAGE.read_text()
+    assert f"<!-- bench:begin -->\n{figures}<!-- bench:end -->" in PAGE.with_name(f"{page}.md").read_text()

@@ -190,8 +190,10 @@ def records(
         if as_csv:
             await _write_csv(lambda: store.records(wanted, schema), output)
             return
+        count = 0
         with written(output, _cannot) as out:
             async for uri, record in store.records(wanted, schema):
+                count += 1
                 line = {
                     "uri": uri,
                     "start": record.start,
@@ -200,6 +202,8 @@ def records(
                     "data": record.data,
                 }
                 out.write(json.dumps(line) + "\n")
+        if not count:
+            print("no records", file=sys.stderr)
 
     _read(database, exported)
 
@@ -211,7 +215,9 @@ async def _write_csv(
 
     # Once for the columns, once for the rows: however many there are, they are not held.
     columns: dict[str, str] = {}
+    count = 0
     async for _, record in all_records():
+        count += 1
         for name in record.data:
             columns.setdefault(name, f"data.{name}" if name in ("uri", "start", "end") else name)
     with written(output, _cannot) as out:
@@ -223,6 +229,8 @@ async def _write_csv(
                 _cannot("the store has changed while it was read; once more, please")
             values = (uri, record.start, record.end, *(record.data.get(name) for name in columns))
             writer.writerow([cleaned(_cell(value)) for value in values])
+    if not count:
+        print("no records", file=sys.stderr)
 
 
 def _cell(value: Any) -> str:

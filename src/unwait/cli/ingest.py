@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from unwait.cli.store_option import DEFAULT, Database
+from unwait.cli.store_option import DEFAULT, Database, check_exists
 
 EPILOG = """
 SOURCE is a file, a directory, a URL, a sitemap, or - for a list of them on stdin, one a line. HTML, Markdown,
@@ -35,7 +35,7 @@ Examples:
 
 \b
   unwait ingest handbook.pdf notes/ --db kb.db
-  unwait ingest https://docs.example.org/sitemap.xml --rate 600/min
+  unwait ingest https://docs.example.org/sitemap.xml --per-host 4
   unwait ingest https://docs.example.org/guide/ --crawl 3 --prune
   git ls-files '*.md' | unwait ingest - --report rows.jsonl
   unwait ingest docs/ --embed openai:text-embedding-3-small --summarise openai:gpt-4o-mini --tokens 90000/min
@@ -138,6 +138,10 @@ def ingest(
 
     if not sources and not retry_failed:
         raise given.bad("name files, directories or URLs", "SOURCE")
+    if not all(sources or ()):
+        raise given.bad("a name is empty", "SOURCE")
+    if not sources:
+        check_exists("ingest", database)
     if "-" in (sources or ()) and sys.stdin is None:
         raise given.bad("stdin is closed", "SOURCE")
     options = {

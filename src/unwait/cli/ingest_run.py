@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import unwait
 from unwait.cli.fetch_options import bad
@@ -36,6 +36,8 @@ def run_ingest(
 ) -> int:
     """Call `unwait.ingest` and show what it came to; the exit code."""
     tolerate_characters()
+    from unwait.documents.store import StoreError
+
     with problems_told("ingest"):
         try:
             report = unwait.run(unwait.ingest(sources, store=database, on_row=rows.add, **options))
@@ -43,6 +45,10 @@ def run_ingest(
             told = f"interrupted; {rows.counts()}; the same command does the rest"
             print(f"unwait ingest: {told}", file=sys.stderr)
             return 130
+        except StoreError as error:
+            if not rows.begun:
+                raise
+            raise StoreError(f"{error}; {rows.counts()} before; the same command does the rest") from error
         rows.end()
         if as_json:
             print(json.dumps(report.to_json()))
@@ -59,14 +65,29 @@ def _show_failures(report: IngestReport, rows: Rows, database: str) -> None:
         return
     # How many of each cause there are, the report has told.
     each = max(1, _EXAMPLES // len(report.causes))
-    shown = [row for kind, _ in report.causes.most_common() for row in rows.examples.get(kind, ())[:each]]
-    print("\nfailed" if len(shown) == report.failed else "\nfailed, for example")
-    for row in shown[:_EXAMPLES]:
+    examples = [
+        example
+        for kind, _ in report.causes.most_common()
+        for example in list(rows.examples.get(kind, {}).values())[:each]
+    ][:_EXAMPLES]
+    whole = sum(example.count for example in examples) == report.failed
+    print("\nfailed" if whole else "\nfailed, for example")
+    for row, count in examples:
         facts = (row.kind or "error", scrub(row.uri), scrub(row.error or "")[:_LONGEST])
-        print(f"  {': '.join(map(on_one_line, facts))}")
+        more = f" (the same for {count - 1:,} more)" if count > 1 else ""
+        print(f"  {': '.join(map(on_one_line, facts))}{more}")
+    if rows.unauthorised and not os.environ.get("OPENAI_API_KEY"):
+        print("OPENAI_API_KEY is not set; it is where the key for openai: models is taken from")
     name = shlex.quote(safe(scrub(database)))
     print(f"all of them: unwait documents failed --db {name}")
     print(f"once more:   unwait ingest --retry-failed --db {name}")
+
+
+class Example(NamedTuple):
+    """The first row with its error, and how many there were."""
+
+    row: Row
+    count: int
 
 
 class Rows:
@@ -79,7 +100,8 @@ class Rows:
         self._descriptor = -1
         self._begun = False
         self._outcomes: Counter[str] = Counter()
-        self.examples: dict[str, list[Row]] = {}
+        self.examples: dict[str, dict[str, Example]] = {}
+        self.unauthorised = False
         self.fault: str | None = None
 
     def __enter__(self) -> Self:
@@ -105,15 +127,24 @@ class Rows:
         self._outcomes[row.outcome] += 1
         if row.outcome == "failed":
             kind = row.kind or "error"
+            error = row.error or ""
+            self.unauthorised |= kind == "model" and "HTTP 401" in error
             if kind in self.examples or len(self.examples) < _CAUSES:
-                kept = self.examples.setdefault(kind, [])
-                if len(kept) < _EXAMPLES:
-                    kept.append(row)
+                kept = self.examples.setdefault(kind, {})
+                if (seen := kept.get(error)) is not None:
+                    kept[error] = Example(seen.row, seen.count + 1)
+                elif len(kept) < _EXAMPLES:
+                    kept[error] = Example(row, 1)
         self._write(json.dumps(row.to_json()).encode() + b"\n")
 
     def end(self) -> None:
         """All rows are there: also where there were none, what an earlier run wrote goes."""
         self._write(b"")
+
+    @property
+    def begun(self) -> bool:
+        """Whether there was a row."""
+        return bool(self._outcomes)
 
     def counts(self) -> str:
         """How many there were of each outcome, for people."""

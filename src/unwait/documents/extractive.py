@@ -36,7 +36,7 @@ LONGEST = 400
 # A paragraph ends with an empty line, an item of a list with the beginning of the next.
 _BLOCK = re.compile(r"\n[ \t\r]*\n\s*|\n\s*(?=(?:[-*+•·–]|\(?\d{1,3}[.)]|[a-z][.)])\s)")  # noqa: RUF001
 _MARKER = re.compile(r"\s*(?:(?:[-*+•·–>]|\(?\d{1,3}[.)]|[a-z][.)]|#{1,6})\s+)*")  # noqa: RUF001
-_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s+[\"'“‘«(\[]*[^\W_a-z]|\s*\Z)|[。！？]+[」』”）]*")  # noqa: RUF001
+_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s+[\"'“‘«(\[]*[^\W_a-z]|\s*\Z)|[。！？]+[」』”）]*")  # noqa: RUF001
 _NOT_AN_END = re.compile(
     r"(?:\b(?:[A-Za-z]|[A-Za-z](?:\.[A-Za-z])+|approx|bzw|ca|[Cc]f|[Cc]hap|col|Dr|ed|eq|esp|etc|ex|[Ff]ig|Inc|incl|Jr|Ltd|max"
     r"|min|Mr|Mrs|Ms|No|Nr|op|p|pp|Prof|resp|[Ss]ec|Sr|St|usw|viz|[Vv]ol|vs))\.\Z"

@@ -411,8 +411,10 @@ def _too_deep(text: str) -> bool:
     It follows the open elements as far as it can without knowing all of the parser's rules; an end tag that ends
     nothing for sure ends nothing here.
     """
-    # In steps, and match by match: a pattern at work lets no other thread run.
-    if any(_CROWDED.search(text, start, start + 2 * _STEP) for start in range(0, len(text), _STEP)):
+    # In steps, and match by match: a pattern at work lets no other thread run. With a space before each tag, for
+    # otherwise all those that begin within one name or value would be followed to its end.
+    spaced = text.replace("<", " <")
+    if any(_CROWDED.search(spaced, start, start + 2 * _STEP) for start in range(0, len(spaced), _STEP)):
         return True
     if drawn := "<svg" in text:
         text = _DRAWING.sub(_undrawn, text)

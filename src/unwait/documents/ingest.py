@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TextIO, cast
+from weakref import WeakSet
 
 from unwait.documents.model import Failure, Source
 from unwait.documents.pipeline import Ingestion
 from unwait.documents.report import IngestReport, LagMeter, Row, peak_memory
 from unwait.documents.settings import resolve
 from unwait.documents.sources import Listing
-from unwait.documents.store import Store, open_store
+from unwait.documents.store import Store, StoreBusy, open_store
 from unwait.flow.stats import Report
 from unwait.web.client import Client
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from unwait.documents.ray_engine import RayIngestion
 
 Named = str | os.PathLike[str]
+# Open stores with a run of this process, which their lock lets in.
+_writing: WeakSet[Store] = WeakSet()
 
 
 async def ingest(
@@ -98,6 +101,10 @@ async def ingest(
             opened = await stack.enter_async_context(open_store(address))
         else:
             opened = store
+            if opened in _writing:
+                raise StoreBusy(f"the store {opened.name} is being written by another run: wait for its end")
+            _writing.add(opened)
+            stack.callback(_writing.discard, opened)
         remembered = await opened.settings()
         settings = resolve(
             {

@@ -9,8 +9,7 @@ from unwait.documents.model import Text
 from unwait.documents.plain import Outline, file_name, lines_of, shortened
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^\n]*)")
-_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?[ \t]*$")
-_CLOSING = re.compile(r"(?:^|[ \t]+)#+$")
+_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?$")
 _SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
 # What begins another block than a paragraph, whose last line an underline makes a heading.
 _NO_PARAGRAPH = re.compile(r" {0,3}(?:[>#|]|[-*_]{3}|[-+*][ \t]|\d{1,9}[.)][ \t]|<)| {4}|\t")
@@ -32,7 +31,7 @@ _ADDRESS = re.compile(
 _EMPHASIS = re.compile(r"(?<![\w\\])([*_]{1,3})(?=\S)([^*_\n]{1,300})(?<=\S)\1(?!\w)")
 
 _FRONT = re.compile(r"---[ \t]*\n((?:[^\n]*\n){0,500}?)(?:---|\.\.\.)[ \t]*(?:\n|\Z)")
-_PAIR = re.compile(r"([A-Za-z_][\w .-]{0,60}?)[ \t]*:(?:[ \t]+(.*?))?[ \t]*$")
+_PAIR = re.compile(r"([A-Za-z_][\w .-]{0,60}?)[ \t]*+:(?:[ \t]+(.*))?$")
 _SAME = {"date": "published", "lang": "language", "summary": "description"}
 _LONGEST_VALUE = 2000  # characters
 
@@ -77,7 +76,7 @@ def _body(text: str) -> tuple[str, Outline]:
             lines.append(line)
         elif match := _ATX.match(line):
             write()
-            if heading := _words(_CLOSING.sub("", match[2] or "")):
+            if heading := _words(_unclosed(match[2] or "")):
                 outline.heading(length, len(match[1]), heading)
             lines.append(line)
             write()
@@ -117,6 +116,13 @@ def _inner(match: re.Match[str]) -> str:
     return match[0] if match[1] is None else match[1]
 
 
+def _unclosed(heading: str) -> str:
+    """A heading without the `#` that may end it."""
+    heading = heading.strip()
+    words = heading.rstrip("#")
+    return heading if words[-1:].strip() else words
+
+
 def _words(heading: str) -> str:
     """A heading without its markup."""
     return _EMPHASIS.sub(r"\2", unlinked(heading)).replace("`", "").strip()
@@ -126,9 +132,8 @@ def _front_matter(text: str) -> dict[str, Any]:
     """The lines `key: value` that are not indented; lists and nested values are left out."""
     found: dict[str, Any] = {}
     for line in text.split("\n"):
-        if (match := _PAIR.match(line)) is None or not match[2]:
+        if (match := _PAIR.match(line)) is None or not (value := (match[2] or "").strip()):
             continue
-        value = match[2]
         if value[0] in "\"'":
             quote, value = value[0], value[1:]
             value, closed, _ = value.partition(quote)

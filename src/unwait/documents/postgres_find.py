@@ -8,38 +8,24 @@ from typing import TYPE_CHECKING, Any
 from unwait.documents.model import Candidate, Filter
 from unwait.documents.postgres_connections import encode_vectors
 from unwait.documents.postgres_rank import ENTRY_BYTES, Postings, bm25
-from unwait.documents.postgres_text import facet, like, original, original_json, stored
-from unwait.documents.postgres_text import words as words_of
+from unwait.documents.postgres_text import facet, like, original, original_json, stored, term
+from unwait.documents.words import most_matches, rarest, terms
 
 if TYPE_CHECKING:
     from unwait.documents.model import Vectors
 
-# The most common words of a query tell the chunks apart the least, and cost the most: all that have more than these
-# entries together are left out, but for the rarest one.
-_MOST_ENTRIES = 8000
-_SHARE_OF_ENTRIES = 0.4
-_MOST_TERMS = 64
-# Apart from `_POSTINGS`, so that the server knows what it plans for.
 _TERMS = f"""
-WITH totals AS (
-    SELECT sum(chunks)::bigint AS chunks, sum(words)::bigint AS words FROM unwait.counts
-), terms AS (
-    SELECT term, sum(octet_length(posting)) / {ENTRY_BYTES} AS entries
-    FROM unwait.postings
-    WHERE term = ANY ((tsvector_to_array(to_tsvector('unwait.words', $1)))[:{_MOST_TERMS}])
-    GROUP BY term
-), counted AS (
-    SELECT term, row_number() OVER by_entries AS place, sum(entries) OVER by_entries AS total
-    FROM terms WINDOW by_entries AS (ORDER BY entries, term)
-)
-SELECT term, totals.chunks, totals.words FROM counted, totals
-WHERE place = 1 OR total <= greatest({_MOST_ENTRIES}, {_SHARE_OF_ENTRIES} * totals.chunks)
+SELECT given.place, sum(octet_length(posting)) / {ENTRY_BYTES} AS entries
+FROM unnest($1::text[]) WITH ORDINALITY AS given (term, place) JOIN unwait.postings USING (term)
+GROUP BY given.place
 """
+_TOTALS = "SELECT sum(chunks)::bigint AS chunks, sum(words)::bigint AS words FROM unwait.counts"
+# Apart from `_TERMS`, so that the server knows what it plans for.
 _POSTINGS = f"""
 SELECT string_agg(int8send(document), '') AS documents,
     string_agg(int4send(octet_length(posting) / {ENTRY_BYTES}), '') AS counts,
     string_agg(posting, '') AS entries
-FROM unwait.postings WHERE term = ANY ($1) GROUP BY term ORDER BY term
+FROM unwait.postings WHERE term = ANY ($1) GROUP BY term ORDER BY array_position($1, term)
 """
 # Equal scores are in the order of URI and position.
 _CANDIDATES = """
@@ -78,13 +64,19 @@ async def allowed(connection: Any, where: Filter) -> list[int] | None:
 
 async def by_text(connection: Any, words: str, depth: int, documents: list[int] | None) -> list[Candidate]:
     """The best chunks by BM25, the best first."""
-    query = words_of(words)
-    terms = await connection.fetch(_TERMS, query) if query else []
-    if not terms:
+    # Chosen and added up as in SQLite: the scores are the same.
+    looked_for = await asyncio.to_thread(terms, words)
+    names = [term(each) for each in looked_for]
+    found = await connection.fetch(_TERMS, names) if names else []
+    if not found:
         return []
-    rows = await connection.fetch(_POSTINGS, [row["term"] for row in terms])
+    totals = await connection.fetchrow(_TOTALS)
+    counts = [0] * len(names)
+    for row in found:
+        counts[row["place"] - 1] = row["entries"]
+    chosen = rarest(looked_for, counts, most_matches(totals["chunks"]))
+    rows = await connection.fetch(_POSTINGS, [names[place] for place in chosen])
     postings = [Postings(*row) for row in rows]
-    totals = terms[0]
     ranked = await asyncio.to_thread(bm25, postings, totals["chunks"], totals["words"], depth, documents)
     return await _candidates(connection, ranked.documents, ranked.positions, ranked.scores, depth)
 

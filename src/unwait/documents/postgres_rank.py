@@ -58,10 +58,9 @@ def bm25(
         counts = np.frombuffer(word.counts, ">i4")
         frequency = entries["frequency"].astype(np.float64)
         length = entries["length"].astype(np.float64)
-        # A very long chunk, which the server takes in in pieces, has an entry for each.
-        matching = min(len(entries), chunks)
+        matching = len(entries)
         rarity = max(_LEAST_RARITY, math.log((chunks - matching + 0.5) / (matching + 0.5)))
-        scores.append(rarity * frequency * (K1 + 1) / (frequency + K1 * (1 - B + B * length / average)))
+        scores.append(rarity * (frequency * (K1 + 1) / (frequency + K1 * (1 - B + B * length / average))))
         keys.append(np.repeat(rows << POSITION_BITS, counts) | entries["position"])
     # Scores of the same words in the same order are added in the same order: what is equal stays equal.
     key = np.concatenate(keys)

@@ -3,10 +3,11 @@
 A document is saved and removed by functions: one call, one transaction, one round trip. There are no foreign keys,
 whose checks would cost more than the rows; only these functions write what belongs to a document.
 
-`postings` has a row for each word of each document: the chunks it is in, 12 bytes each: position, how often the word
-is in it (weighted), and the length of the chunk in words. From these, and the totals in `counts`, follows
-BM25; PostgreSQL's own ranking knows neither how rare a word is nor how long the others' texts are. The totals are
-spread over rows by connection, so that those who save do not wait for each other.
+`postings` has a row for each word of each document, and for each two neighbours of a language without spaces: the
+chunks it is in, 12 bytes each: position, how often the word is in it (weighted), and the length of the chunk in words.
+From these, and the totals in `counts`, follows BM25; PostgreSQL's own ranking knows neither how rare a word is nor how
+long the others' texts are, and stems, which SQLite does not. The totals are spread over rows by connection, so that
+those who save do not wait for each other.
 
 `vectors` is a table of its own, whose rows stay whole: it is read from end to end, without the texts.
 """
@@ -17,7 +18,7 @@ import asyncpg
 
 from unwait.documents.store import StoreError
 
-VERSION = 1
+VERSION = 2
 # Two numbers that say "unwait" and what is locked.
 LOCKS = 0x756E7774
 SCHEMA_LOCK = 1
@@ -122,11 +123,6 @@ CREATE TABLE unwait.calls (
 );
 CREATE INDEX ON unwait.calls (name);
 CREATE INDEX ON unwait.calls USING hash (key);
-
--- English stems, and no stop words: "with" and "is not" are what one may look for.
-CREATE TEXT SEARCH DICTIONARY unwait.stems (TEMPLATE = pg_catalog.snowball, Language = english);
-CREATE TEXT SEARCH CONFIGURATION unwait.words (COPY = pg_catalog.english);
-ALTER TEXT SEARCH CONFIGURATION unwait.words ALTER MAPPING REPLACE pg_catalog.english_stem WITH unwait.stems;
 """
 
 _FUNCTIONS = """
@@ -188,11 +184,10 @@ $$;
 CREATE FUNCTION unwait.add(
     its_document bigint, positions int[], ids text[], begin_at int[], end_at int[], pages int[], sections text[],
     texts text[], space text, digests text[], vectors {extension}.vector[],
-    words_position int[], title text, headings text[], words text[]
+    title text, headings text[], terms text[], lengths int[]
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    more_words bigint;
-    title_words tsvector := setweight(to_tsvector('unwait.words', title), 'A');
+    more_words bigint := (SELECT coalesce(sum(length), 0) FROM unnest(lengths) AS length);
 BEGIN
     INSERT INTO unwait.chunks
     SELECT its_document, * FROM unnest(positions, ids, begin_at, end_at, pages, sections, texts);
@@ -201,25 +196,19 @@ BEGIN
         SELECT its_document, position, space, digest, vector
         FROM unnest(positions, digests, vectors) AS given (position, digest, vector);
     END IF;
-    WITH lexemes AS (
-        SELECT given.position, lexeme, cardinality(found.positions) AS times,
-            cardinality(array_positions(weights, 'A')) AS in_title,
-            cardinality(array_positions(weights, 'B')) AS in_section,
-            sum(cardinality(found.positions)) OVER (PARTITION BY given.position) AS length
-        FROM unnest(words_position, headings, words) AS given (position, heading, words),
-            LATERAL unnest(
-                title_words || setweight(to_tsvector('unwait.words', heading), 'B')
-                || to_tsvector('unwait.words', given.words)
-            ) AS found
-    ), stored AS (
-        INSERT INTO unwait.postings
-        SELECT its_document, lexeme, string_agg(
-            int4send(position) || int4send(times + {title} * in_title + {section} * in_section)
-            || int4send(length::int), ''
-        )
-        FROM lexemes GROUP BY lexeme
-    )
-    SELECT coalesce(sum(times), 0) FROM lexemes INTO more_words;
+    INSERT INTO unwait.postings
+    SELECT its_document, term, string_agg(int4send(position) || int4send(times) || int4send(length), '')
+    FROM (
+        SELECT given.position, given.length, term, sum(weight)::int AS times
+        FROM unnest(positions, headings, terms, lengths) AS given (position, heading, terms, length),
+            LATERAL (
+                SELECT term, {title} FROM string_to_table(title, ' ') AS term
+                UNION ALL SELECT term, {section} FROM string_to_table(given.heading, ' ') AS term
+                UNION ALL SELECT term, 1 FROM string_to_table(given.terms, ' ') AS term
+            ) AS found (term, weight)
+        GROUP BY given.position, given.length, term
+    ) AS counted
+    GROUP BY term;
     UPDATE unwait.documents
     SET chunks = chunks + cardinality(positions), words = documents.words + more_words,
         characters = greatest(characters, end_at[cardinality(end_at)])
@@ -261,8 +250,17 @@ async def prepare(connection: asyncpg.Connection, name: str) -> tuple[str, str]:
                 await _create(connection, name, state["extension"])
     version = await connection.fetchval("SELECT version FROM unwait.store")
     if version != VERSION:
-        made = "a newer" if version > VERSION else "an older"
-        raise StoreError(f"{name} was made by {made} unwait (its version is {version}, this one's {VERSION})")
+        made, instead = (
+            ("a newer", "update unwait, or name another database")
+            if version > VERSION
+            else (
+                "an older",
+                "ingest its sources again, into another database or after DROP SCHEMA unwait CASCADE",
+            )
+        )
+        raise StoreError(
+            f"{name} was made by {made} unwait (its version is {version}, this one's {VERSION}): {instead}"
+        )
     return state["extension"], state["extension_schema"]
 
 
@@ -287,8 +285,8 @@ async def _create(connection: asyncpg.Connection, name: str, extension: str) -> 
         "extension": extension,
         "locks": LOCKS,
         "saving": SAVING_LOCK,
-        "title": TITLE_WEIGHT - 1,
-        "section": SECTION_WEIGHT - 1,
+        "title": TITLE_WEIGHT,
+        "section": SECTION_WEIGHT,
     }
     try:
         if await connection.fetchval("SELECT to_regnamespace('unwait') IS NULL"):

@@ -30,11 +30,10 @@ from unwait.documents.postgres_text import (
     original,
     original_json,
     original_or_none,
-    pieces,
     stored,
     stored_json,
     stored_or_none,
-    words,
+    terms,
 )
 from unwait.documents.store import StoreError
 
@@ -469,12 +468,9 @@ def _chunk_rows(document: Document, batch: range) -> tuple[Any, ...]:
     """What `unwait.add` takes, for the chunks at these positions."""
     chunks = document.chunks[batch.start : batch.stop]
     vectors = document.vectors[batch.start : batch.stop]
-    headings = {section: words(" ".join(section)) for section in {chunk.section for chunk in chunks}}
-    indexed = [
-        (position, headings[chunk.section], piece)
-        for position, chunk in zip(batch, chunks, strict=True)
-        for piece in pieces(words(chunk.text))
-    ]
+    title, title_words = terms(document.title)
+    headings = {section: terms(" ".join(section)) for section in {chunk.section for chunk in chunks}}
+    indexed = [terms(chunk.text) for chunk in chunks]
     return (
         list(batch),
         [stored(chunk.id) for chunk in chunks],
@@ -486,10 +482,13 @@ def _chunk_rows(document: Document, batch: range) -> tuple[Any, ...]:
         stored(document.versions.vectors),
         [chunk.digest for chunk in chunks],
         encode_vectors(vectors) if vectors.shape[1] else [],
-        [position for position, _, _ in indexed],
-        words(document.title),
-        [heading for _, heading, _ in indexed],
-        [piece for _, _, piece in indexed],
+        " ".join(title),
+        [" ".join(headings[chunk.section][0]) for chunk in chunks],
+        [" ".join(found) for found, _ in indexed],
+        [
+            title_words + headings[chunk.section][1] + count
+            for chunk, (_, count) in zip(chunks, indexed, strict=True)
+        ],
     )
 
 

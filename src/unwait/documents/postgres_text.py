@@ -1,4 +1,4 @@
-"""Text as PostgreSQL can hold it, and its words as they are counted.
+"""Text as PostgreSQL can hold it, and its terms as they are counted.
 
 PostgreSQL has no NUL in a text, and no halves of characters (lone surrogates). Both are written as control characters,
 which every locale takes for blanks: ESCAPE and one more for NUL and for ESCAPE itself, ESCAPE and four octal digits of
@@ -7,18 +7,19 @@ a kind for a surrogate. All other text, and that is nearly all there is, is stor
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
+
+from unwait.documents.words import is_character, words
 
 ESCAPE = "\x10"
 _NUL = "\x0e"
 _SPECIAL = re.compile("[\x00\x10\ud800-\udfff]")
 _ESCAPED = re.compile("\x10(?:([\x0e\x10])|([\x01-\x08]{4}))")
-_WORDS = re.compile(r"[^\W_]+")
-_PIECE = 60_000  # characters: within PostgreSQL's limits on one text search vector, whatever the words
+_LONGEST_TERM = 500  # characters: within PostgreSQL's limit on what is in an index
 
 
 def stored(text: str) -> str:
@@ -72,32 +73,23 @@ def _unescape(match: re.Match[str]) -> str:
     return chr(0xD800 + int("".join(str(ord(digit) - 1) for digit in match[2]), 8))
 
 
-def words(text: str) -> str:
-    """The words of the text, without case, accents and punctuation, with a blank between them.
+def term(words: tuple[str, ...]) -> str:
+    """The word, or the neighbours, as they are stored."""
+    return "".join(words)[:_LONGEST_TERM]
 
-    What is a word does not depend on the server's locale, and nothing in them means anything to its parser.
-    """
+
+def terms(text: str) -> tuple[list[str], int]:
+    """The words of the text and the neighbours in it, as often as they occur; and how many words there are."""
+    found = words(text).split()
+    count = len(found)
     if not text.isascii():
-        text = "".join(
-            character
-            for character in unicodedata.normalize("NFKD", text)
-            if not unicodedata.combining(character)
-        )
-    return " ".join(_WORDS.findall(text.casefold()))
-
-
-def pieces(text: str) -> list[str]:
-    """The text cut at blanks into pieces that the server can take in at once; at least one."""
-    if len(text) <= _PIECE:
-        return [text]
-    found, start = [], 0
-    while len(text) - start > _PIECE:
-        end = text.rfind(" ", start, start + _PIECE)
-        if end <= start:
-            end = start + _PIECE
-        found.append(text[start:end])
-        start = end
-    return [*found, text[start:]]
+        characters = list(map(is_character, found))
+        found += [
+            term(pair)
+            for pair, both in zip(itertools.pairwise(found), itertools.pairwise(characters), strict=True)
+            if all(both)
+        ]
+    return [word[:_LONGEST_TERM] for word in found], count
 
 
 def facets(metadata: Mapping[str, Any]) -> list[str]:

@@ -23,11 +23,14 @@ _SHARE_OF_MATCHES = 0.3
 # They drown a question in what is no answer; in a few keywords ("with statement") they may be what is asked for.
 _KEYWORDS = 3
 _STOP_WORDS = frozenset(
-    """
+    re.findall(
+        r"\w+",
+        """
 a about am an and any are as at be been being but by can could did do does doing for from had has have having he her him
 his how i if in into is it its just me my no not of on or our she should so some such than that the their them then
 there these they this those to too us very was we were what when where which who whom why will with would you your
-""".split()
+""",
+    )
 )
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CHARACTER = re.compile(f"[{_UNSPACED}]")
