@@ -160,6 +160,12 @@ def test_records_are_lines_with_their_span(documents: Any) -> None:
     assert lines[1]["data"] == {"total": -5, "name": "=HYPERLINK(1)", "items": [{"n": 1}], "uri": "+1"}
 
 
+def test_no_records_are_said_to_be_none(documents: Any) -> None:
+    for options, header in (((), ""), (("--csv",), "uri,start,end\n")):
+        done = documents("records", "--schema", "None", *options)
+        assert (done.returncode, done.stdout, done.stderr) == (0, header, "no records\n")
+
+
 def test_records_as_csv_hold_no_formula(documents: Any) -> None:
     done = documents("records", "--csv", "--schema", "Invoice")
     rows = list(csv.reader(io.StringIO(done.stdout)))

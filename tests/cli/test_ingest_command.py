@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +120,15 @@ def test_sources_from_stdin(ingest: Any, folder: Path) -> None:
 def test_of_many_failures_some_are_shown_and_each_cause(ingest: Any, folder: Path) -> None:
     for number in range(30):
         (folder / f"{number}.txt").write_text("")
+        (folder / f"{number}.jsonl").write_text("x" + " " * number + "{")
+        (folder / f"at-{number}.jsonl").write_text('{"text": "a"' + " " * number + "x")
     done = ingest("docs")
     told = done.stdout.partition("\nfailed, for example\n")[2].splitlines()[:-2]
     assert "     31 failed: empty" in done.stdout
+    assert "     61 failed: broken" in done.stdout
     assert len(told) <= 10
-    assert {line.split(":")[0].strip() for line in told} >= {"empty"}
-    assert len({line.split(":")[0] for line in told}) == 2
+    assert Counter(line.split(":")[0].strip() for line in told) == {"broken": 5, "empty": 1}
+    assert sum(line.endswith(": it is empty (the same for 30 more)") for line in told) == 1
 
 
 def test_a_model_gets_the_key_of_the_environment_and_nobody_else(
@@ -301,3 +306,29 @@ unwait.cli.main()
         done.stderr == "unwait ingest: cannot write rows.jsonl: No space left on device; it is not complete\n"
     )
     assert "keys.md" in unwait("documents", "list", cwd=folder.parent).stdout
+
+
+def test_an_empty_name_is_not_the_directory_one_is_in(ingest: Any, folder: Path) -> None:
+    done = ingest("")
+    assert done.returncode == 2
+    assert "a name is empty" in done.stderr
+    assert not (folder.parent / "kb.db").exists()
+
+
+def test_what_failed_is_not_tried_again_from_a_store_that_is_not_there(ingest: Any, folder: Path) -> None:
+    done = ingest("--retry-failed", "--db", "typo.db")
+    assert done.returncode == 2
+    assert "there is no typo.db" in done.stderr
+    assert not (folder.parent / "typo.db").exists()
+
+
+def test_a_store_that_cannot_grow_ends_the_run_and_tells_what_was_stored(ingest: Any, folder: Path) -> None:
+    for number in range(200):
+        (folder / f"{number}.txt").write_text(f"Number {number} of many.\n\n" * 200)
+    done = ingest("docs", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"unwait ingest: not finished: .*\d+ added.*; the same command does the rest\n"
+        r"unwait ingest: cannot write the store kb\.db: .+\n",
+        done.stderr,
+    )

@@ -165,3 +165,12 @@ finally:
     done = python("-c", code, "search", "rotate", "--mode=text", "--db", str(knowledge))
     assert done.stdout.splitlines()[-1] == "[]"
     assert python("-c", code, "--help").stdout.splitlines()[-1] == "[]"
+
+
+def test_a_title_that_goes_on_behind_the_first_heading_is_not_shown_twice(
+    unwait: Any, tmp_path: Path
+) -> None:
+    page = "<html><head><title>Keys — The Manual</title></head><body><h1>Keys</h1><h2>Rotation</h2><p>Call it.</p>"
+    (tmp_path / "keys.html").write_text(page, encoding="utf-8")
+    assert unwait("ingest", "keys.html", cwd=tmp_path).returncode == 0
+    assert unwait("search", "rotation", cwd=tmp_path).stdout.startswith("1. Keys\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import time
 import zipfile
 import zlib
 
@@ -147,3 +149,30 @@ def test_a_page_in_place_of_a_pdf_is_a_page_and_anything_else_is_broken() -> Non
     with pytest.raises(SourceFailed) as caught:
         of(b"\x00\x01\x02\xff\xfe rubbish", "/x.pdf")
     assert caught.value.kind == "broken"
+
+
+@pytest.mark.parametrize("words", ["BMW fährt", "MZ baute Motorräder", "ID3 è un'etichetta", "BZh für Bern"])
+def test_a_text_in_an_old_encoding_may_begin_with_the_letters_of_another_format(words: str) -> None:
+    assert of(words.encode("cp1252"), "/a/notes.txt").text == words
+
+
+def test_half_characters_and_a_cut_off_end_leave_the_rest_of_utf8_as_it_is() -> None:
+    half = "Grüße \ud800 und \u202e mehr Wörter"
+    assert of(half.encode("utf-8", "surrogatepass")).text == half.replace("\ud800", "\ufffd")
+    assert of(b"caf\xc3\xa9 \xed\xa0\xbd\xed\xb8\x80").text == "café 😀"
+    assert of("ein schönes Wort …".encode()[:-1]).text == "ein schönes Wort \ufffd"
+    assert of(b"caf\xe9").text == "café"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<!-- -->" * 10_000, "<!-- -->" * 30 + "a", "a" + "\n" * 50_000 + "b", "<a " * 200_000],
+    ids=["comments", "few comments", "empty lines", "tags without an end"],
+)
+@pytest.mark.parametrize("name", ["/a/b", "/a/b.html"])
+def test_no_text_takes_long_to_look_at(text: str, name: str) -> None:
+    # Some took seconds, in which no other thread ran; some longer than anybody would wait.
+    started = time.process_time()
+    with contextlib.suppress(SourceFailed):
+        of(text, name)
+    assert time.process_time() - started < 2

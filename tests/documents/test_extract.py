@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -248,3 +249,35 @@ def test_any_bytes_give_a_text_or_a_cause(
     assert offsets[0] == 0
     assert offsets[-1] <= len(text.text)
     json.dumps(dict(text.metadata), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.md", "# a" + " " * 50_000 + "b"),
+        ("a.md", "# a #" + " " * 50_000 + "#b"),
+        ("a.md", "---\na: b" + " " * 50_000 + "c\n---\ntext"),
+        ("a.rst", "`" * 1_000_000 + "a"),
+    ],
+)
+def test_spaces_and_signs_without_end_take_no_time(name: str, text: str) -> None:
+    started = time.process_time()
+    of(text, name)
+    # The first three took 6 seconds and more, in which no other thread ran.
+    assert time.process_time() - started < 2
+
+
+def test_what_closes_a_heading_is_not_part_of_it() -> None:
+    text = of("# One ##\n\n## C#\n\n### a # b\n\n## #\n\n## Two\t#\t\n", "a.md")
+    assert [mark.section[-1] for mark in text.marks] == ["One", "C#", "a # b", "Two"]
+
+
+def test_links_of_a_long_block_are_their_text_wherever_it_is_cut() -> None:
+    text = of("[word](https://example.org/a)\n" * 10_000, "a.md").text
+    assert text == "\n".join(["word"] * 10_000)
+
+
+def test_headings_without_number_make_no_marks_without_number() -> None:
+    text = of("# h\n" * 150_000, "a.md")
+    assert len(text.marks) < 110_000
+    assert text.text.count("h") == 150_000

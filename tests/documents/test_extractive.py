@@ -199,3 +199,12 @@ def test_foreign_text_takes_bounded_time(body: str) -> None:
         chunks("u", Text(body, "t", "text", (Mark(0),)), version="1")[:50], np.ones((50, 4), dtype=np.float32)
     )
     assert time.process_time() - begun < 5
+
+
+def test_rows_of_dots_take_no_time() -> None:
+    started = time.process_time()
+    text = "Introduction " + "." * 3_900 + " i"
+    assert sentences_of(text) == [text]
+    assert sentences_of("One " + "." * 3_000 + " Two.") == ["One " + "." * 3_000, "Two."]
+    assert sentences_of("One.\n" + "\v\n" * 1_900 + "- Two.") == ["One.", "Two."]
+    assert time.process_time() - started < 0.2

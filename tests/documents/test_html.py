@@ -151,6 +151,10 @@ HOSTILE: dict[str, Callable[[], str]] = {
     "comments": lambda: "<!--><div>" * MANY,
     "headings": lambda: "<h1><div>" * MANY,
     "attributes": lambda: "<p " + " ".join(f"a{number}=1" for number in range(MANY)) + ">",
+    "attributes without a space": lambda: "<p " + "".join(f'a{number}="1"' for number in range(MANY)) + ">",
+    "tags in a name": lambda: "<p>" + "<a" * MANY + ">",
+    "tags in a value": lambda: "<p>" + "<a/b=c" * MANY + ">",
+    "tags in tags": lambda: "<p>" + ("<a " * 499 + ">") * (MANY // 300),
     "attributes after a bracket": lambda: (
         '<p x=">" ' + "/".join(f"a{number}" for number in range(MANY)) + ">"
     ),

@@ -260,6 +260,27 @@ class TestSecondRun:
             assert report.outcomes == {"updated": 6}
             assert (report.embedded, report.model_calls) == (0, 6)
 
+    async def test_the_same_text_in_other_chunks_asks_no_chat_model(
+        self, loop: Any, folder: Path, address: str
+    ) -> None:
+        async with model_server() as (_, models):
+            await ingest(folder, store=address, **models)
+            before = await dump(address)
+            (folder / "doc0.md").write_text((folder / "doc0.md").read_text() + "\n\n")
+            others = {**models, "embed": "wordllama"}
+            report, _rows = await ingest(folder, store=address, chunk_size=120, **others)
+            assert report.outcomes == {"updated": 6}
+            assert report.model_calls == 0
+            after = await dump(address)
+            for uri, document in after["documents"].items():
+                assert len(document["chunks"]) > len(before["documents"][uri]["chunks"])
+                for part in ("summary", "records", "text"):
+                    assert document[part] == before["documents"][uri][part]
+            edit(folder / "doc0.md", "number 0-1", "number zero-one")
+            report, _rows = await ingest(folder, store=address, **others)
+            assert report.outcomes == {"unchanged": 5, "updated": 1}
+            assert report.model_calls == 2
+
     async def test_another_schema_extracts_records_again_and_nothing_else(
         self, loop: Any, folder: Path, address: str
     ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import zlib
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -187,6 +189,25 @@ def test_too_much_text_is_refused() -> None:
     assert of(body, 10).text == "12345\n\n789"
     assert kind_of(body, 9) == "too large"
     assert kind_of(body, 4) == "too large"
+
+
+def compressed(stream: bytes) -> bytes:
+    data = zlib.compress(stream)
+    before = b"<< /Length 1 >>\nstream\nX\n"
+    after = b"<< /Filter /FlateDecode /Length %d >>\nstream\n%s\n" % (len(data), data)
+    return written(["X"]).replace(before, after)
+
+
+def test_a_page_that_grows_without_bounds_is_refused_before_it_is_read() -> None:
+    assert kind_of(compressed(b"BT /F1 9 Tf 9 9 Td " + b"(hello) Tj " * 4_000_000 + b" ET")) == "too large"
+    assert of(compressed(b"BT /F1 9 Tf 9 9 Td " + b"(hello) Tj " * 1000 + b" ET")).text == "hello" * 1000
+
+
+def test_what_only_looks_like_streams_takes_no_time() -> None:
+    started = time.process_time()
+    kind_of(b"%PDF-1.4\n" + b"stream\nx" * 300_000)
+    kind_of(b"%PDF-1.4\n" + b"stream\nx\x9c" * 300_000)
+    assert time.process_time() - started < 5
 
 
 def test_threads_take_turns() -> None:

@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 from unwait.documents.model import Failure, Filter
 from unwait.documents.postgres_rank import Postings, bm25
 from unwait.documents.postgres_store import PostgresStore
-from unwait.documents.postgres_text import like, original, stored
 from unwait.documents.store import StoreBusy, StoreError
 
 from .store_support import SPACE, assert_same, make_document, positions, vector
@@ -35,7 +34,6 @@ from .store_support import SPACE, assert_same, make_document, positions, vector
 pytestmark = pytest.mark.full
 
 EVERYWHERE = Filter()
-ANY_TEXT = st.text(st.characters() | st.sampled_from("\x00\x01\x08\x0e\x10\ud800\udfff\ud83d\ude00"))
 SECRET = "hunter2-secret"
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 END_OTHERS = f"SELECT pg_terminate_backend(pid) {OTHERS}"
@@ -121,6 +119,64 @@ class TestOpening:
             await store.save(make_document("a", ["alpha beta"]), 1)
             _, near = await store.find("", vector("alpha"), SPACE, 1, EVERYWHERE)
             assert positions(near) == [("a", 0)]
+
+    async def test_pgvector_is_added_where_there_is_no_public(
+        self, loop: Any, postgres_database: str
+    ) -> None:
+        async with connected(postgres_database) as connection:
+            await connection.execute("DROP SCHEMA public")
+        for _ in range(2):
+            async with PostgresStore(postgres_database) as store:
+                await store.save(make_document("a", ["alpha beta"]), 1)
+                _, near = await store.find("", vector("alpha"), SPACE, 1, EVERYWHERE)
+                assert positions(near) == [("a", 0)]
+
+    async def test_functions_of_others_are_not_called(self, loop: Any, postgres_database: str) -> None:
+        """Who may create functions is given no right of those who use the store."""
+        stolen = "LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''stolen''; END'"
+        async with connected(postgres_database) as connection:
+            await connection.execute(
+                f"""
+                CREATE FUNCTION public.cardinality(text[]) RETURNS int {stolen};
+                CREATE FUNCTION public.unnest(text[]) RETURNS SETOF text {stolen};
+                CREATE FUNCTION public.starts_with(text, text) RETURNS bool {stolen};
+                CREATE SCHEMA evil;
+                CREATE FUNCTION evil.pg_try_advisory_lock(int, int) RETURNS bool {stolen};
+                CREATE FUNCTION evil.hashtextextended(text, bigint) RETURNS bigint {stolen};
+                DO $$ BEGIN
+                    EXECUTE format('ALTER DATABASE %I SET search_path = evil, pg_catalog, public', current_database());
+                END $$
+                """
+            )
+        async with PostgresStore(postgres_database) as store:
+            run = await store.begin({})
+            await store.save(make_document("a", ["alpha beta"]), run)
+            for ranking in await store.find("alpha", vector("alpha"), SPACE, 1, Filter("a")):
+                assert positions(ranking) == [("a", 0)]
+            await store.keep_calls("a", {"embed:1": b""})
+            await store.forget_calls("a", "embed:")
+            assert await store.prune(run + 1, ["here"]) == ["a"]
+
+    async def test_timeouts_of_the_database_are_for_others(self, loop: Any, postgres_database: str) -> None:
+        async with connected(postgres_database) as connection:
+            name = postgres_database.rpartition("/")[2]
+            for setting in (
+                "lock_timeout = 1",
+                "idle_in_transaction_session_timeout = 1",
+                "default_transaction_isolation = serializable",
+            ):
+                await connection.execute(f"ALTER DATABASE {name} SET {setting}")
+            long = make_document("a", [f"word{n} common" for n in range(500)])
+            async with PostgresStore(postgres_database) as store:
+                await asyncio.gather(*(store.save(long, 1) for _ in range(8)))
+                assert_same(await store.document("a"), long)
+            # But this one limits what a statement may cost.
+            await connection.execute(f"ALTER DATABASE {name} SET statement_timeout = 20")
+            await connection.execute("BEGIN; LOCK TABLE unwait.documents")
+            async with PostgresStore(postgres_database) as store:
+                with pytest.raises(StoreError, match="raise statement_timeout for this user"):
+                    await store.save(long, 1)
+            await connection.execute("ROLLBACK")
 
     async def test_a_user_without_the_right_is_told_what_to_do(
         self, loop: Any, postgres_database: str
@@ -580,26 +636,6 @@ class TestRanking:
             # One that is alone is looked for.
             found, _ = await store.find("the", None, SPACE, 5, EVERYWHERE)
             assert len(found) == 5
-
-
-class TestText:
-    @given(ANY_TEXT)
-    def test_what_is_stored_comes_back(self, text: str) -> None:
-        inside = stored(text)
-        inside.encode()
-        assert "\x00" not in inside
-        assert original(inside) == text
-
-    @given(st.text(), st.text())
-    def test_different_texts_are_stored_differently(self, one: str, two: str) -> None:
-        assert (stored(one) == stored(two)) == (one == two)
-
-    @pytest.mark.parametrize(
-        ("source", "pattern"),
-        [("a_b%c\\", "a\\_b\\%c\\\\%"), ("*/x_*.md", "%/x\\_%.md"), ("", "%")],
-    )
-    def test_a_source_is_no_pattern_of_sql(self, source: str, pattern: str) -> None:
-        assert like(source) == pattern
 
 
 def test_nothing_is_left_running_after_a_failed_test_session(tmp_path: Path) -> None:

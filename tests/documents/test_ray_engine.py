@@ -13,6 +13,7 @@ import pytest
 from flaky_api import Faults, FlakyApi
 
 import unwait
+from unwait.documents.models import ModelUnusable
 from unwait.documents.report import Row
 
 from .ingest_support import dump, write_corpus
@@ -73,9 +74,29 @@ def test_the_database_is_that_of_the_local_engine(folder: Path, tmp_path: Path, 
     run(folder, str(tmp_path / "local.db"))
     seen, expected = (asyncio.run(dump(str(tmp_path / name))) for name in ("ray.db", "local.db"))
     assert without_scores(seen) == without_scores(expected)
-    again = run(folder, str(tmp_path / "ray.db"), engine="ray", workers=2)
-    assert again.outcomes == {"unchanged": 40, "failed": 1}
+    (folder / "doc39.md").unlink()
+    again = run(folder, str(tmp_path / "ray.db"), engine="ray", workers=2, prune=True)
+    assert again.outcomes == {"unchanged": 39, "failed": 1, "pruned": 1}
     assert again.embedded == 0
+
+
+def test_a_wrong_key_ends_the_run_with_what_the_server_said(
+    folder: Path, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with FlakyApi(Faults(seed=3, api_key="sk-another")) as api:
+            models = {"embed": "openai:tiny-embedding", "base_url": f"{api.url}/v1", "progress": False}
+            monkeypatch.chdir(tmp_path)
+            with pytest.raises(ModelUnusable, match=r"\APOST [^\n]*HTTP 401[^\n]*set OPENAI_API_KEY"):
+                await unwait.ingest([folder], store="ray.db", engine="ray", api_key=KEY, **models)
+            assert len(api.stats.arrivals) <= 4
+
+    asyncio.run(scenario())
+
+
+def test_what_an_actor_could_not_open_is_said_before_there_are_any(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        run(folder, str(tmp_path / "ray.db"), engine="ray", records="nowhere:Model", chat="openai:x")
 
 
 def test_an_actor_that_is_killed_loses_nothing_and_nothing_is_paid_twice(

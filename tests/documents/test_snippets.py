@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,32 @@ def test_other_forms_of_a_word_are_found() -> None:
     ]:
         shown = snippet(f"{FILLER} {FILLER} {written} {FILLER} {FILLER}", asked)
         assert written in shown, (written, asked)
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("東京タワー", "私は東京タワーに"),
+        ("cafe strasse", "CAFÉ in der Straße"),
+        ("café", "cafe\u0301 noir"),
+        ("create_task", "asyncio.create_task(it)"),
+        ("C++ don't", "C++ and don\u2019t"),
+        ("a" * 20_000 + " zebra", "a zebra"),
+    ],
+)
+def test_what_the_full_text_finds_is_shown(query: str, shown: str) -> None:
+    filler = "語彙" * 300 if query.startswith("東") else "filler words " * 80
+    assert shown in snippet(f"{filler} {shown} {filler}", query)
+    if query.startswith("東"):
+        assert shown in snippet(f"{filler}{shown}{filler}", query)
+
+
+def test_a_query_of_any_length_is_little_work() -> None:
+    query = " ".join(f"word{n}" for n in range(20_000))
+    text = " ".join(f"other{n}" for n in range(3_000))
+    started = time.process_time()
+    snippet(text, query)
+    assert time.process_time() - started < 2
 
 
 def test_without_the_words_the_beginning_is_shown() -> None:

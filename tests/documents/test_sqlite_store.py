@@ -295,6 +295,50 @@ class TestEnds:
         await waiting[0]
         assert os.listdir(tmp_path) == ["kb.db"]
 
+    async def test_the_log_stays_small_whoever_reads(
+        self, loop: Any, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SQLite itself begins the log anew only in a moment when nobody reads."""
+        monkeypatch.setattr(sqlite_files, "MOST_LOG", 300_000)
+        monkeypatch.setattr(sqlite_files, "LOG_WAIT_MS", 1)
+        document = make_document("a", ["word " * 200] * 50)
+        async with SqliteStore(path) as store:
+            for _ in range(20):
+                await store.save(document, 1)
+            assert os.path.getsize(f"{path}-wal") < 1_000_000
+            # One that reads all the time keeps nobody from writing, and the log is begun anew after it.
+            with closing(sqlite3.connect(path)) as reader:
+                reader.execute("BEGIN").execute("SELECT * FROM state").fetchone()
+                for _ in range(20):
+                    await store.save(document, 1)
+            assert os.path.getsize(f"{path}-wal") > 1_000_000
+            for _ in range(5):
+                await store.save(document, 1)
+            assert os.path.getsize(f"{path}-wal") < 1_000_000
+            assert_same(await store.document("a"), document)
+        assert_whole(path)
+
+    async def test_an_error_takes_no_cursor_to_another_thread(self, loop: Any, path: str) -> None:
+        """Where a cursor is freed, it touches its connection, which another thread may be using then."""
+        freed: list[str] = []
+
+        class Cursor(sqlite3.Cursor):
+            def __del__(self) -> None:
+                freed.append(threading.current_thread().name)
+
+        def breaks(connection: sqlite3.Connection) -> None:
+            cursor = connection.cursor(Cursor)
+            cursor.execute("SELECT 1 UNION SELECT 2").fetchone()
+            connection.execute("SELECT * FROM absent")
+
+        files = sqlite_files.Files(path)
+        await files.open()
+        for ask, thread in ((files.read, "reader"), (files.write, "writer"), (files.write_many, "writer")):
+            with pytest.raises(StoreError, match="no such table"):
+                await ask(breaks)
+            assert thread in freed.pop()
+        await files.close()
+
     async def test_a_full_disk_is_said_and_costs_no_other_document(
         self, loop: Any, path: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -36,8 +36,6 @@ def run_ingest(
 ) -> int:
     """Call `unwait.ingest` and show what it came to; the exit code."""
     tolerate_characters()
-    from unwait.documents.store import StoreError
-
     with problems_told("ingest"):
         try:
             report = unwait.run(unwait.ingest(sources, store=database, on_row=rows.add, **options))
@@ -45,10 +43,11 @@ def run_ingest(
             told = f"interrupted; {rows.counts()}; the same command does the rest"
             print(f"unwait ingest: {told}", file=sys.stderr)
             return 130
-        except StoreError as error:
-            if not rows.begun:
-                raise
-            raise StoreError(f"{error}; {rows.counts()} before; the same command does the rest") from error
+        except Exception:
+            if rows.counted:
+                told = f"not finished: {rows.counts()}; the same command does the rest"
+                print(f"unwait ingest: {told}", file=sys.stderr)
+            raise
         rows.end()
         if as_json:
             print(json.dumps(report.to_json()))
@@ -70,14 +69,12 @@ def _show_failures(report: IngestReport, rows: Rows, database: str) -> None:
         for kind, _ in report.causes.most_common()
         for example in list(rows.examples.get(kind, {}).values())[:each]
     ][:_EXAMPLES]
-    whole = sum(example.count for example in examples) == report.failed
+    whole = sum(example.times for example in examples) == report.failed
     print("\nfailed" if whole else "\nfailed, for example")
-    for row, count in examples:
+    for row, times in examples:
         facts = (row.kind or "error", scrub(row.uri), scrub(row.error or "")[:_LONGEST])
-        more = f" (the same for {count - 1:,} more)" if count > 1 else ""
+        more = f" (the same for {times - 1:,} more)" if times > 1 else ""
         print(f"  {': '.join(map(on_one_line, facts))}{more}")
-    if rows.unauthorised and not os.environ.get("OPENAI_API_KEY"):
-        print("OPENAI_API_KEY is not set; it is where the key for openai: models is taken from")
     name = shlex.quote(safe(scrub(database)))
     print(f"all of them: unwait documents failed --db {name}")
     print(f"once more:   unwait ingest --retry-failed --db {name}")
@@ -87,7 +84,7 @@ class Example(NamedTuple):
     """The first row with its error, and how many there were."""
 
     row: Row
-    count: int
+    times: int
 
 
 class Rows:
@@ -101,7 +98,6 @@ class Rows:
         self._begun = False
         self._outcomes: Counter[str] = Counter()
         self.examples: dict[str, dict[str, Example]] = {}
-        self.unauthorised = False
         self.fault: str | None = None
 
     def __enter__(self) -> Self:
@@ -128,11 +124,10 @@ class Rows:
         if row.outcome == "failed":
             kind = row.kind or "error"
             error = row.error or ""
-            self.unauthorised |= kind == "model" and "HTTP 401" in error
             if kind in self.examples or len(self.examples) < _CAUSES:
                 kept = self.examples.setdefault(kind, {})
                 if (seen := kept.get(error)) is not None:
-                    kept[error] = Example(seen.row, seen.count + 1)
+                    kept[error] = Example(seen.row, seen.times + 1)
                 elif len(kept) < _EXAMPLES:
                     kept[error] = Example(row, 1)
         self._write(json.dumps(row.to_json()).encode() + b"\n")
@@ -142,7 +137,7 @@ class Rows:
         self._write(b"")
 
     @property
-    def begun(self) -> bool:
+    def counted(self) -> bool:
         """Whether there was a row."""
         return bool(self._outcomes)
 

@@ -107,8 +107,9 @@ def search(
 
 def _show(rank: int, hit: Hit, words: re.Pattern[str] | None) -> None:
     """Three lines or more; with `words`, for a terminal that shows colours."""
-    # A page's first heading mostly is its title.
-    names = hit.section if hit.section[:1] == (hit.title,) else (hit.title, *hit.section)
+    # A page's first heading mostly is its title, or that without the name of the site behind it.
+    titled = hit.section and hit.section[0] and hit.title.startswith(hit.section[0])
+    names = hit.section if titled else (hit.title, *hit.section)
     heading = on_one_line(" > ".join(filter(None, names))) or "(no title)"
     places = {"text": hit.text_rank, "vectors": hit.vector_rank}
     found = ", ".join(f"{name} {place}" for name, place in places.items() if place is not None)

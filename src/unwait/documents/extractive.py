@@ -34,7 +34,7 @@ LONGEST = 400
 """Characters beyond which a sentence is none that one wants to read."""
 
 # A paragraph ends with an empty line, an item of a list with the beginning of the next.
-_BLOCK = re.compile(r"\n[ \t\r]*\n\s*|\n\s*(?=(?:[-*+•·–]|\(?\d{1,3}[.)]|[a-z][.)])\s)")  # noqa: RUF001
+_BLOCK = re.compile(r"\n[ \t\r]*\n\s*|\n\s{0,99}+(?=(?:[-*+•·–]|\(?\d{1,3}[.)]|[a-z][.)])\s)")  # noqa: RUF001
 _MARKER = re.compile(r"\s*(?:(?:[-*+•·–>]|\(?\d{1,3}[.)]|[a-z][.)]|#{1,6})\s+)*")  # noqa: RUF001
 _END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s+[\"'“‘«(\[]*[^\W_a-z]|\s*\Z)|[。！？]+[」』”）]*")  # noqa: RUF001
 _NOT_AN_END = re.compile(

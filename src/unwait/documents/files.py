@@ -27,7 +27,7 @@ _MADE = frozenset(("node_modules", "__pycache__", "__pypackages__", "site-packag
 _MADE_MARKS = frozenset(("pyvenv.cfg", "CACHEDIR.TAG"))
 _TELLING = _MADE_MARKS.union(IGNORE_FILES)
 _RUN = 4096  # names that are sorted at once
-_LINES = (".jsonl", ".ndjson")
+LINES = (".jsonl", ".ndjson")
 _MAY_BE_LINES = frozenset(("", ".json", ".jl", ".jsonlines", ".txt", ".log"))
 _SNIFFED = 1 << 16
 _WILD = re.compile(r"[*?\[]")
@@ -268,7 +268,7 @@ def too_large(most: int) -> SourceFailed:
 def is_lines(path: str) -> bool:
     """Whether the file is JSON Lines: by its suffix, or where that says nothing, by its first two lines."""
     suffix = os.path.splitext(path)[1].lower()
-    if suffix in _LINES:
+    if suffix in LINES:
         return True
     if suffix not in _MAY_BE_LINES:
         return False

@@ -32,6 +32,7 @@ _SHORT = 30_000  # characters; a shorter page has no tag with so many attributes
 _STEP = 200_000  # characters
 _DEEPEST = 400
 _MOST_ATTRIBUTES = 500  # of one tag
+_MOST_FOLLOWED = 10  # times that the attributes in a page may be read, where tags seem to begin within tags
 _LOOKED_BACK = 10  # open elements among which an end tag looks for its start
 _LONGEST_VALUE = 2000  # characters of what the page says of itself
 _DEEPEST_INDENT = 6
@@ -103,10 +104,9 @@ _DRAWING = re.compile(
     r"|tspan|marker|symbol|lineargradient|radialgradient|clippath|mask|pattern|filter|animate)\b[^<]*+)*+"
 )
 _ENDS_ITSELF = re.compile(r"<[a-z][^<>]*/>")
-_CROWDED = re.compile(
-    r"<[a-z][^\s/>]*+(?:[\s/]++[^\s/>=]++(?:\s*+=\s*+(?:\"[^\"]*+\"|'[^']*+'|[^\s>\"'][^\s>]*+)?+)?+)"
-    rf"{{{_MOST_ATTRIBUTES}}}+"
-)
+_ATTRIBUTE = r"[\s/]*+[^\s/>=]++(?:\s*+=\s*+(?:\"[^\"]*+\"|'[^']*+'|[^\s>\"'][^\s>]*+)?+)?+"
+_ATTRIBUTES = re.compile(_ATTRIBUTE)
+_WITH_MANY = re.compile(rf"<[a-z][^\s/>]*+((?:{_ATTRIBUTE}){{8,}}+)")
 _ANY_TAG = re.compile(r"</?([a-zA-Z][^\s/>]*)[^>]*>?")
 _KEPT_WHEN_FLAT = _names("script style template noscript textarea title meta head body html")
 
@@ -411,10 +411,8 @@ def _too_deep(text: str) -> bool:
     It follows the open elements as far as it can without knowing all of the parser's rules; an end tag that ends
     nothing for sure ends nothing here.
     """
-    # In steps, and match by match: a pattern at work lets no other thread run. With a space before each tag, for
-    # otherwise all those that begin within one name or value would be followed to its end.
-    spaced = text.replace("<", " <")
-    if any(_CROWDED.search(spaced, start, start + 2 * _STEP) for start in range(0, len(spaced), _STEP)):
+    # In steps, and match by match: a pattern at work lets no other thread run.
+    if _crowded(text):
         return True
     if drawn := "<svg" in text:
         text = _DRAWING.sub(_undrawn, text)
@@ -444,6 +442,26 @@ def _too_deep(text: str) -> bool:
                 formatting -= name in _FORMATTING
                 del open_elements[below:]
     return reopened > most_reopened
+
+
+def _crowded(text: str) -> bool:
+    """Whether a tag may have too many attributes; also if it takes too long to find out."""
+    # With a space before each tag: else all that begin within one name or value would be followed to its end.
+    text = text.replace("<", " <")
+    left = _MOST_FOLLOWED * len(text)
+    for start in range(0, len(text), _STEP):
+        position = start
+        while match := _WITH_MANY.search(text, position, start + 2 * _STEP):
+            first, end = match.span(1)
+            left -= end - first
+            if left < 0:
+                return True
+            if end - first >= 2 * _MOST_ATTRIBUTES:
+                count = sum(1 for _ in _ATTRIBUTES.finditer(text, first, end))
+                if count >= _MOST_ATTRIBUTES:
+                    return True
+            position = match.start() + 1
+    return False
 
 
 def _undrawn(match: re.Match[str]) -> str:

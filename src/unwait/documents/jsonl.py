@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Generator, Mapping
 from hashlib import blake2b
 from typing import Any, NoReturn
 
 from unwait.documents.files import opened, too_large, unreadable
-from unwait.documents.lines import LINE
+from unwait.documents.lines import LINE, is_metadata
 from unwait.documents.model import Content, Source, SourceFailed
 from unwait.documents.names import shown
 
 _BLOCK = 1 << 18
-_LONGEST_VALUE = 500  # characters of a string that is still metadata and not another text
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -92,7 +90,7 @@ def _source(
         metadata = {
             name: value
             for name, value in fields.items()
-            if name not in ("id", text_field) and _is_scalar(value)
+            if name not in ("id", text_field) and is_metadata(value)
         }
     source_uri = f"{uri}#{shown(str(id))}"
     if problem is not None:
@@ -107,13 +105,6 @@ def _id(given: object, number: int) -> str | int | float:
     if isinstance(given, str | int | float) and not isinstance(given, bool) and given != "":
         return given
     return number
-
-
-def _is_scalar(value: object) -> bool:
-    if isinstance(value, str):
-        return len(value) <= _LONGEST_VALUE
-    # A number like 1e999 is read as infinity, which is not JSON.
-    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _no_constant(name: str) -> NoReturn:

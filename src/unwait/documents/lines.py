@@ -41,15 +41,17 @@ def line(content: Content, name: str, *, text_field: str, max_characters: int) -
     metadata = {
         field: value
         for field, value in data.items()
-        if field != text_field and field not in _TITLES and _is_metadata(value)
+        if field != text_field and field not in _TITLES and is_metadata(value)
     }
     return Text(lines_of(text), title or file_name(name), "jsonl", metadata=metadata)
 
 
-def _is_metadata(value: object) -> bool:
+def is_metadata(value: object) -> bool:
+    """Whether a field is metadata: a plain value, and no text of its own."""
     if isinstance(value, str):
         return len(value) <= _LONGEST_VALUE
-    return isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
+    # A number like 1e999 is read as infinity, which is not JSON.
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _kind(value: object) -> str:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from unwait.documents.model import Text
-from unwait.documents.plain import Outline, file_name, lines_of, shortened
+from unwait.documents.plain import Outline, file_name, in_steps, lines_of, shortened
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^\n]*)")
 _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?$")
@@ -59,7 +59,7 @@ def _body(text: str) -> tuple[str, Outline]:
         nonlocal length
         if lines:
             block = "\n".join(lines) + "\n"
-            out.append(block if verbatim else unlinked(block))
+            out.append(block if verbatim else in_steps(unlinked, block))
             length += len(out[-1])
             lines.clear()
 

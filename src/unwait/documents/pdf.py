@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+import zlib
 from collections.abc import Iterator
 from ctypes import byref, c_double
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ _FEW = 10  # lines, too few to tell how far apart those of a paragraph are
 _LOOKED_FOR = 100  # bookmarks of one page whose words are looked for on it
 _HYPHEN = "\ufffe"  # PDFium's own, where it joined a word that was divided at the end of a line
 _LINE_END = re.compile(f"(?<=\n)|(?<={_HYPHEN})")
+# PDFium makes objects of 100 times the size of what it decompresses, and cannot be stopped.
+_LARGEST_STREAM = 32 << 20  # bytes, decompressed
+_SUSPICIOUS = 4 << 20  # bytes; no page that a person made has so many in a hundredth of the room
+_HIGHEST_RATIO = 100
+_STREAM = re.compile(rb"\bstream\r?\n")
+_STEP = 1 << 16  # bytes
 _DATE = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
 _BULLET = re.compile(r"[•‣◦▪●○■\u2013*-] ")
 _NUMBERING = r"(?:[A-Z]?[\d.]{0,20}|Chapter \d{1,4}[.:]?) ?"
@@ -54,6 +61,7 @@ def pdf(body: bytes, name: str, *, max_characters: int) -> Text:
 
     Raises SourceFailed: "encrypted" (it asks for a password), "broken", "empty" (scanned pages), "too large".
     """
+    _refuse_bombs(body)
     with _one_at_a_time:
         try:
             document = pypdfium2.PdfDocument(body)
@@ -63,6 +71,40 @@ def pdf(body: bytes, name: str, *, max_characters: int) -> Text:
             return _text(document, name, max_characters)
         finally:
             document.close()
+
+
+def _refuse_bombs(body: bytes) -> None:
+    """Raise SourceFailed if a stream that is no image becomes far too large when it is decompressed."""
+    left = 4 * len(body)  # what is no stream may look like many that overlap
+    for match in _STREAM.finditer(body):
+        start = match.end()
+        if (
+            body[start : start + 1] != b"\x78"
+            or b"/Image" in body[max(0, match.start() - 400) : match.start()]
+        ):
+            continue
+        read, size = _unpacked(body, start)
+        left -= read
+        if size > _LARGEST_STREAM or (size > _SUSPICIOUS and size > _HIGHEST_RATIO * read) or left < 0:
+            raise SourceFailed("a page of it is too large when it is decompressed", kind="too large")
+
+
+def _unpacked(body: bytes, start: int) -> tuple[int, int]:
+    """How many bytes of the stream that begins here were read, and how many they become; no more than is too many."""
+    unpack = zlib.decompressobj()
+    read = size = 0
+    while not unpack.eof and size <= _LARGEST_STREAM and (rest := body[start + read : start + read + _STEP]):
+        length = len(rest)
+        while rest and not unpack.eof:
+            try:
+                size += len(unpack.decompress(rest, _STEP))
+            except zlib.error:
+                return read + length, size
+            rest = unpack.unconsumed_tail
+            if size > _LARGEST_STREAM:
+                break
+        read += length - len(rest) - len(unpack.unused_data)
+    return read, size
 
 
 def _unreadable(error: pypdfium2.PdfiumError) -> SourceFailed:

@@ -72,13 +72,17 @@ _LONGEST_ERROR = 2000  # characters
 
 @dataclass(slots=True)
 class Work:
-    """A source on its way. `old` is the stored document, where some of it can be kept."""
+    """A source on its way. `old` is the stored document, where some of it can be kept.
+
+    `told` is a stored document of the same text, though of other chunks: what a chat model said of it still holds.
+    """
 
     source: Source
     row: Row
     content: Content | None = None
     known: State | None = None
     old: Document | None = None
+    told: Document | None = None
     title: str = ""
     format: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -307,7 +311,15 @@ class Ingestion:
                 work.old = await self._store.document(source.uri)
                 if content is None and work.old is not None:
                     await self._room.take(work, sum(len(chunk.text) for chunk in work.old.chunks))
+        elif self._has_told(known.versions):
+            work.told = await self._store.document(source.uri)
         return work
+
+    def _has_told(self, made: Versions) -> bool:
+        """Whether the answers of chat models that a document was made with are those that are wanted."""
+        wanted = self._versions
+        summary = self._summariser is not None and made.summary == wanted.summary
+        return summary or (self._extractor is not None and made.records == wanted.records)
 
     async def _content(self, work: Work, known: State | None) -> Content | None:
         """What the source consists of, when there is room for it. What a server sends is there before that."""
@@ -353,6 +365,9 @@ class Ingestion:
         work.chunks = chunk.chunks(
             uri, text, size=settings.chunk_size, overlap=settings.overlap, version=self._versions.chunks
         )
+        if (told := work.told) is not None:
+            same = (told.title, told.text) == (text.title, text.text)
+            work.told = replace(told, chunks=(), vectors=told.vectors[:0].copy()) if same else None
         # The bytes have had their day; what is stored of them stays.
         work.content = replace(work.content, body=b"")
 
@@ -375,6 +390,8 @@ class Ingestion:
         assert work.vectors is not None
         if old is not None and old.versions.summary == wanted:
             work.summary = old.summary
+        elif self._summariser is not None and work.told is not None and work.told.versions.summary == wanted:
+            work.summary = work.told.summary
         elif self._summariser is not None:
             work.summary = await self._summariser.summarise(work.source.uri, work.title, work.chunks)
         elif wanted and len(work.chunks) > _INLINE:
@@ -386,7 +403,7 @@ class Ingestion:
     async def _records(self, work: Work) -> Work:
         if work.unchanged:
             return work
-        old = work.old
+        old = work.old or work.told
         assert self._extractor is not None
         if old is not None and old.versions.records == self._versions.records:
             work.records = old.records

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import unquote
 
 from unwait.documents.model import Mark, SourceFailed, Text
 
 LONGEST_TITLE = 200  # characters of a title, and of a heading in a section's path
+_MOST_MARKS = 100_000  # in one document, each of which takes more memory than its heading
+_STEP = 1 << 16  # characters
 
 
 class Outline:
@@ -19,6 +22,8 @@ class Outline:
 
     def heading(self, offset: int, level: int, title: str, page: int | None = None) -> None:
         """From here on the text is below this heading, which ends all of its level (1 is the outermost) and deeper."""
+        if len(self._marks) > _MOST_MARKS:
+            return
         title = shortened(title)
         self.first = self.first or title
         while self._open and self._open[-1][0] >= level:
@@ -77,6 +82,16 @@ def check_length(length: int, max_characters: int) -> None:
 def lines_of(text: str) -> str:
     """The text with every line break as a newline, without a line break at either end."""
     return text.replace("\r\n", "\n").replace("\r", "\n").strip("\n")
+
+
+def in_steps(change: Callable[[str], str], text: str) -> str:
+    """The text, changed piece by piece, at ends of lines if there are any: a pattern at work lets no thread run."""
+    pieces, start = [], 0
+    while len(text) - start > _STEP:
+        end = text.rfind("\n", start, start + _STEP) + 1 or start + _STEP
+        pieces.append(change(text[start:end]))
+        start = end
+    return "".join((*pieces, change(text[start:])))
 
 
 def plain(text: str, name: str) -> Text:

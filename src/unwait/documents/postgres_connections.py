@@ -35,6 +35,12 @@ _SETTINGS = {
     # A plan made while the tables are empty would be kept when they are not.
     "plan_cache_mode": "force_custom_plan",
     "jit": "off",
+    # Whatever the database has there: a function of the name of one of the server's would be taken in its place.
+    "search_path": "pg_catalog",
+    # Those of a database are for other uses of it; here one waits for another in good order.
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
     # To start other processes takes longer than to look through 100,000 vectors.
     "min_parallel_table_scan_size": "128MB",
     # A machine that is gone leaves the right to write after two minutes.
@@ -107,7 +113,7 @@ class Connections:
             await _end(connection)
         self._pool = await asyncpg.create_pool(
             self._address,
-            min_size=1,
+            min_size=0,
             max_size=MOST_CONNECTIONS,
             timeout=_CONNECT_SECONDS,
             server_settings=_SETTINGS,
@@ -218,6 +224,11 @@ class Connections:
         if isinstance(error, asyncpg.TooManyConnectionsError):
             return StoreError(
                 f"{self.name} takes no more connections: raise its max_connections, or try later"
+            )
+        if isinstance(error, asyncpg.QueryCanceledError):
+            return StoreError(
+                f"{self.name} ended a statement that took longer than it allows: raise statement_timeout for this "
+                "user (ALTER ROLE … SET statement_timeout)"
             )
         if isinstance(error, OSError):
             return StoreError(f"cannot reach {self.name}: {describe(error)}; is the server running there?")

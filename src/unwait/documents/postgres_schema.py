@@ -266,7 +266,11 @@ async def prepare(connection: asyncpg.Connection, name: str) -> tuple[str, str]:
 
 async def _create_extension(connection: asyncpg.Connection, name: str) -> None:
     try:
-        await connection.execute("CREATE EXTENSION vector")
+        schema = "public"
+        if await connection.fetchval("SELECT to_regnamespace('public') IS NULL"):
+            schema = "unwait"
+            await connection.execute("CREATE SCHEMA IF NOT EXISTS unwait")
+        await connection.execute(f"CREATE EXTENSION vector SCHEMA {schema}")
     except (asyncpg.UndefinedFileError, asyncpg.FeatureNotSupportedError):
         raise StoreError(
             f"pgvector is not installed on the server of {name}: install it there (Debian: the package "

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 try:
     import ray
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayActorError, RayTaskError
 except ModuleNotFoundError as missing:
     if missing.name != "ray":
         raise
@@ -59,23 +59,27 @@ class Worker:
     def __init__(self, settings: Settings, address: str, run: int, api_key: str | None) -> None:
         self._runner = Runner()
         self._run = run
-        self._ingestion = self._runner.run(_opened(settings, address, api_key))
+        self._store = open_store(address)
+        self._ingestion = self._runner.run(_opened(settings, self._store, api_key))
 
     def ingest(self, batch: Sequence[Source]) -> Done:
         """Bring the sources into the store."""
-        return self._runner.run(_ingested(self._ingestion, self._run, batch))
+        return self._runner.run(_ingested(self._ingestion, self._store, self._run, batch))
 
 
-async def _opened(settings: Settings, address: str, api_key: str | None) -> Ingestion:
+async def _opened(settings: Settings, store: Store, api_key: str | None) -> Ingestion:
     """Open for as long as the actor lives: the store loses nothing by its end."""
-    store = await open_store(address).__aenter__()
+    await store.__aenter__()
     client = await Client(max_bytes=settings.max_bytes, per_host=settings.per_host).__aenter__()
     return await Ingestion(settings, store, client, api_key).__aenter__()
 
 
-async def _ingested(ingestion: Ingestion, run: int, batch: Sequence[Source]) -> Done:
+async def _ingested(ingestion: Ingestion, store: Store, run: int, batch: Sequence[Source]) -> Done:
     before = ingestion.counts
     rows = [row async for row in ingestion.rows(run, _each(batch), progress=False, grace=0.0)]
+    # What it has only touched must be written before the driver prunes what this run has not seen: a list does that.
+    async for _ in store.failures():
+        break
     gone, ingestion.gone = ingestion.gone, []
     return Done(rows, gone, ingestion.counts - before)
 
@@ -191,6 +195,9 @@ class RayIngestion:
                     if place.actor is actor:
                         place.actor = self._make()
                     continue
+                except RayTaskError as error:
+                    # Its own text is that of a traceback in the actor.
+                    raise error.cause from None
                 self.gone += done.gone
                 self.counts += done.counts
                 return done.rows

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from unwait.documents.model import Text
-from unwait.documents.plain import Outline, file_name, lines_of, shortened
+from unwait.documents.plain import Outline, file_name, in_steps, lines_of, shortened
 
 
 def _names(words: str) -> frozenset[str]:
@@ -85,7 +85,7 @@ def rst(text: str, name: str) -> Text:
             match = _FIELD.match(line)
             if match and match[2] and (field := _DOCUMENT_FIELDS.get(match[1].lower())):
                 metadata.setdefault(field, shortened(match[2]))
-            out.write(unmarked(line))
+            out.write(in_steps(unmarked, line))
             number += 1
     body = "\n".join(out.lines).rstrip("\n")
     return Text(body, outline.first or file_name(name), "rst", outline.marks(), metadata)

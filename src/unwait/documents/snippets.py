@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_WORD = re.compile(r"\w+")
+from unwait.documents.words import MOST_WORDS, UNSPACED, words
+
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 # What would steer a terminal, or turn the line around; half characters, which cannot be printed.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -36,13 +38,14 @@ def snippet(text: str, query: str, *, most: int = 200) -> str:
 
 def _passage(line: str, query: str, room: int) -> tuple[int, int]:
     """Where the words of the query are nearest together: the span with the most of them, each counted once."""
-    wanted = list(dict.fromkeys(_WORD.findall(query.casefold())))
+    wanted = list(dict.fromkeys(words(query).split()))[:MOST_WORDS]
     known: dict[str, int | None] = {}
     found: list[tuple[int, int, int]] = []
     for match in _WORD.finditer(line):
-        word = match[0].casefold()
+        word = match[0]
         if word not in known:
-            known[word] = next((n for n, other in enumerate(wanted) if _alike(word, other)), None)
+            folded = words(word).strip()
+            known[word] = next((n for n, other in enumerate(wanted) if _alike(folded, other)), None)
         which = known[word]
         if which is not None:
             found.append((match.start(), match.end(), which))

@@ -21,7 +21,7 @@ from yarl import URL
 
 from unwait.documents import jsonl, sitemap
 from unwait.documents.crawl import HTML, Crawl, Sites, path_in
-from unwait.documents.files import Found, Walk, is_lines, not_a_file, split_pattern, unreadable
+from unwait.documents.files import LINES, Found, Walk, is_lines, not_a_file, split_pattern, unreadable
 from unwait.documents.ignore import Selection
 from unwait.documents.load import content_of, refusal, unanswered
 from unwait.documents.model import Failure, Source, SourceFailed
@@ -37,7 +37,6 @@ Named = str | os.PathLike[str]
 Part: TypeAlias = "Source | AsyncGenerator[Part, None]"
 Parts: TypeAlias = AsyncGenerator[Part, None]
 
-_LINES = (".jsonl", ".ndjson")
 _LONGEST_NAME = 1 << 16  # bytes of a line of a list
 _MOST_SITEMAPS = 10_000
 _DEEPEST_SITEMAP = 3
@@ -153,7 +152,7 @@ class Listing:
         elif kind.gone and origin is None and (pattern := split_pattern(name)) is not None:
             yield self._walk(Walk(pattern[0], self._selection, pattern=pattern[1]), uri, origin, True)
         elif self._new(uri):
-            if origin is None and kind.gone and uri.endswith(_LINES):
+            if origin is None and kind.gone and uri.endswith(LINES):
                 # It is gone with all its lines, as a document is.
                 self.origins.add(uri)
                 self._ended.add(uri)
@@ -231,7 +230,7 @@ class Listing:
                 yield Source(uri, origin or uri, problem=unanswered(error))
             return
         file_name = url.raw_path.rpartition("/")[2].lower()
-        if file_name.endswith(_LINES):
+        if file_name.endswith(LINES):
             yield self._lines_at(url, origin)
         elif sitemap.may_be(file_name):
             yield self._maybe_sitemap(url, origin)
@@ -480,7 +479,7 @@ async def _lines_of(failure: Failure) -> _Lines | None:
         return None
     if is_url(uri):
         file = uri.partition("#")[0]
-        return _Lines(file, failure.origin, None, Seen()) if file.lower().endswith(_LINES) else None
+        return _Lines(file, failure.origin, None, Seen()) if file.lower().endswith(LINES) else None
     path = await asyncio.to_thread(_file_with_line, uri)
     return None if path is None else _Lines(shown(path), failure.origin, path, Seen())
 

@@ -11,13 +11,22 @@ import asyncio
 import os
 import sqlite3
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from unwait.documents.sqlite_schema import open_to_read, open_to_write, prepare, stored, transaction
+from unwait.documents.sqlite_schema import (
+    BUSY_SECONDS,
+    log_size,
+    open_to_read,
+    open_to_write,
+    prepare,
+    stored,
+    transaction,
+)
 from unwait.documents.store import StoreBusy, StoreError
 
 if TYPE_CHECKING:
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
 
 READERS = 4
 MOST_TOUCHES = 256
+MOST_LOG = 64 << 20  # bytes, and as many more for each time that somebody reads for too long
+LOG_WAIT_MS = 250
 Result = TypeVar("Result")
 
 
@@ -37,6 +48,7 @@ class Files:
         self._readers = ThreadPoolExecutor(READERS, "unwait-store-reader")
         self._write_connection: sqlite3.Connection | None = None
         self._idle: list[sqlite3.Connection] = []
+        self._most_log = MOST_LOG
         self._lock: WriterLock | None = None
         self._closing = False
         # Documents seen unchanged, and not committed yet: uri, origin, run.
@@ -112,7 +124,9 @@ class Files:
         self, threads: ThreadPoolExecutor, function: Callable[..., Result], *arguments: object
     ) -> Result:
         self._refuse_closed()
-        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(
+            threads, _leaving_nothing, function, *arguments
+        )
 
     def _failed(self, doing: str, error: Exception) -> StoreError:
         cause = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
@@ -144,7 +158,22 @@ class Files:
             for uri, _, run in touches:
                 if self._touched.get(uri) == run:
                     del self._touched[uri]
+        self._bound_log(self._write_connection)
         return result
+
+    def _bound_log(self, connection: sqlite3.Connection) -> None:
+        """Begin the log anew where it is long: by itself SQLite does so only in a moment when nobody reads."""
+        size = log_size(self.path)
+        if size <= self._most_log:
+            return
+        # What was to be written is; a full disk, or a file that somebody else waits for, is the next one's.
+        with suppress(sqlite3.OperationalError):
+            connection.execute(f"PRAGMA busy_timeout = {LOG_WAIT_MS}")
+            try:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+        self._most_log = MOST_LOG + log_size(self.path)
 
     def _writing_many(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         self._writing(lambda _: None)
@@ -208,6 +237,18 @@ class Files:
                 self._write_connection.close()
             if self._lock is not None:
                 self._lock.release()
+
+
+def _leaving_nothing(function: Callable[..., Result], *arguments: object) -> Result:
+    """What the function returns; an error takes no cursor along, which touches its connection where it is freed."""
+    try:
+        return function(*arguments)
+    except BaseException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 def _touch(connection: sqlite3.Connection, touches: list[tuple[str, str, int]]) -> None:

@@ -108,10 +108,7 @@ def open_to_read(path: str) -> sqlite3.Connection:
         try:
             connection.execute("SELECT changes FROM state").fetchone()
         except sqlite3.OperationalError as error:
-            log = f"{os.path.realpath(path)}-wal"
-            if error.sqlite_errorcode not in _NO_ROOM_BESIDE or (
-                os.path.exists(log) and os.path.getsize(log)
-            ):
+            if error.sqlite_errorcode not in _NO_ROOM_BESIDE or log_size(path):
                 raise
             # A closed store in a directory where this user can make no files: nobody writes it now.
             connection.close()
@@ -122,6 +119,14 @@ def open_to_read(path: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def log_size(path: str) -> int:
+    """The bytes of the log beside it, which its connections write first."""
+    try:
+        return os.stat(f"{os.path.realpath(path)}-wal").st_size
+    except FileNotFoundError:
+        return 0
 
 
 def refuse_foreign(path: str) -> bool:

@@ -68,7 +68,10 @@ class Store(Protocol):
         ...
 
     async def touch(self, uri: str, origin: str, run: int) -> None:
-        """Note that this run found the document unchanged, and drop its failure. Need not be durable before the end."""
+        """Note that this run found the document unchanged, and drop its failure.
+
+        Need not be durable before the end, or before `documents` or `failures` tell the first.
+        """
         ...
 
     async def fail(self, failure: Failure, run: int) -> None:

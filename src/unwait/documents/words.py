@@ -32,8 +32,8 @@ there these they this those to too us very was we were what when where which who
 """,
     )
 )
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CHARACTER = re.compile(f"[{_UNSPACED}]")
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CHARACTER = re.compile(f"[{UNSPACED}]")
 _EMOJI = range(0x1F000, 0x20000)
 _TAGS = range(0xE0000, 0xE1000)
 _ZERO_WIDTH_SPACE = 0x200B
