@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from unwait.documents import crawl, robots
-from unwait.documents.model import Source
+from unwait.documents.model import Content, Source
 from unwait.documents.sources import Listing
 from unwait.web.client import Client
 
@@ -506,3 +507,13 @@ def test_stars_match_as_an_expression_does(pattern: str, path: str) -> None:
     )
     expected = re.match(body + (r"\Z" if pattern.endswith("$") else ""), target) is None
     assert robots.parse(f"User-agent: *\nDisallow: /{pattern}".encode()).allows(target) is expected
+
+
+@pytest.mark.parametrize(
+    "page", ["<b><i>" * 40_000, "<p " + "".join(f"a{n}=1 " for n in range(60_000)) + ">"]
+)
+def test_a_page_nested_to_break_the_parser_does_not_hold_up_a_crawl(page: str) -> None:
+    started = time.process_time()
+    content = Content(f"<html>{page}<a href=b>b</a>".encode(), "", "text/html", "utf-8")
+    crawl._links(content, "http://site.test/a", set(), lambda url: True)
+    assert time.process_time() - started < 2

@@ -81,14 +81,14 @@ def test_the_database_is_that_of_the_local_engine(folder: Path, tmp_path: Path, 
 
 
 def test_a_wrong_key_ends_the_run_with_what_the_server_said(
-    folder: Path, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, small_batches: None
 ) -> None:
     async def scenario() -> None:
         async with FlakyApi(Faults(seed=3, api_key="sk-another")) as api:
             models = {"embed": "openai:tiny-embedding", "base_url": f"{api.url}/v1", "progress": False}
-            monkeypatch.chdir(tmp_path)
+            store = tmp_path / "ray.db"
             with pytest.raises(ModelUnusable, match=r"\APOST [^\n]*HTTP 401[^\n]*set OPENAI_API_KEY"):
-                await unwait.ingest([folder], store="ray.db", engine="ray", api_key=KEY, **models)
+                await unwait.ingest([folder], store=store, engine="ray", api_key=KEY, **models)
             assert len(api.stats.arrivals) <= 4
 
     asyncio.run(scenario())

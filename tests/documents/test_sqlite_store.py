@@ -129,9 +129,9 @@ class TestForeignFiles:
         else:
             with closing(sqlite3.connect(path)) as connection:
                 connection.executescript("CREATE TABLE documents (a); INSERT INTO documents VALUES (1);")
-                if kind == "newer":
+                if kind in ("newer", "older"):
                     connection.execute(f"PRAGMA application_id = {sqlite_schema.APPLICATION_ID}")
-                    connection.execute("PRAGMA user_version = 99")
+                    connection.execute(f"PRAGMA user_version = {99 if kind == 'newer' else 1}")
 
     @pytest.mark.parametrize(
         ("kind", "said"),
@@ -143,6 +143,7 @@ class TestForeignFiles:
             ("a directory", "a directory"),
             ("not a regular file", "not a regular file"),
             ("newer", "newer unwait"),
+            ("older", "older unwait .* ingest its sources again"),
         ],
     )
     async def test_what_is_no_store_is_refused_and_not_touched(

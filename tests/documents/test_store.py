@@ -514,10 +514,11 @@ class TestFind:
             "/notes/one.md",
             "/notes/100%_sure?[x].md",
             "/notes/ü\U0010ffff",
+            "C:\\notes\\100%",
         ]
         metadata = [
             {"year": 2020 + n % 2, "lang": "en" if n % 3 else "de", "draft": n == 1, "n": f"{n}"}
-            for n in range(8)
+            for n in range(len(uris))
         ]
         metadata[7]["note"] = 'it\'s a "quote" \x00 \ud800'
 
@@ -555,6 +556,9 @@ class TestFind:
             "/notes/ü\U0010ffff",
             "\ud800",
             "https://a.example/guided*",
+            "C:\\notes\\",
+            "C:\\*\\100%",
+            "*\\",
         ]
         wheres = [Filter(source) for source in sources]
         wheres += [

@@ -105,7 +105,8 @@ def ingest(
         int, typer.Option(min=1, metavar="N", help="How many requests at the same time for one host.")
     ] = 16,
     rate: Annotated[
-        str | None, typer.Option(metavar="RATE", help="How many calls of each model: 50/s, 500/min; not of pages.")
+        str | None,
+        typer.Option(metavar="RATE", help="How many calls of each model: 50/s, 500/min; not of pages."),
     ] = None,
     tokens: Annotated[
         str | None, typer.Option(metavar="RATE", help="How many tokens for each model: 90000/min.")

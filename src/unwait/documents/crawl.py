@@ -192,7 +192,10 @@ class Crawl:
         words = _words(response.headers.getall("X-Robots-Tag", ()))
         links = _Links([], True)
         if content.media_type in HTML:
-            links = await asyncio.to_thread(_links, content, str(final), words, self._in_scope)
+            try:
+                links = await asyncio.to_thread(_links, content, str(final), words, self._in_scope)
+            except SourceFailed as problem:
+                return Page(url, None, problem, True), []
         elif words & {"noindex", "none"}:
             links = _Links([], False)
         wanted = links.indexed and self._selection.includes(path_in(final))
@@ -250,14 +253,11 @@ def _words(values: list[str] | tuple[()]) -> set[str]:
 
 
 def _links(content: Content, address: str, words: set[str], in_scope: Callable[[URL], bool]) -> _Links:
-    """What an HTML page links to in its site, if it lets itself be followed."""
-    try:
-        from selectolax.lexbor import LexborHTMLParser
-    except ImportError:
-        raise ImportError('crawling needs selectolax: pip install "unwait[documents]"') from None
+    """What an HTML page links to in its site, if it lets itself be followed. Raises SourceFailed."""
+    from unwait.documents.html import parsed
 
     text = content.body.decode(encoding_of(content.body, content.charset), "replace")
-    tree = LexborHTMLParser(text)
+    tree = parsed(text)
     for meta in tree.css("meta[name][content]"):
         if (meta.attributes.get("name") or "").strip().lower() in ("robots", robots.AGENT):
             words = words | _words([meta.attributes.get("content") or ""])

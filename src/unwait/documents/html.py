@@ -117,16 +117,7 @@ def html(text: str, name: str, *, max_characters: int) -> Text:
     Without what frames it (navigation, footers, hidden elements), if anything is left then. Raises SourceFailed
     "empty", "too large", "broken".
     """
-    if (tags := text.count("<")) > _MOST_TAGS:
-        raise SourceFailed(
-            f"it has more than {_MOST_TAGS:,} tags; split it into smaller pages", kind="too large"
-        )
-    if (tags > _SMALL or len(text) > _SHORT) and _too_deep(text.lower()):
-        text = _flat(text)
-    try:
-        page = LexborHTMLParser(text)
-    except (SelectolaxError, ValueError, RuntimeError) as error:
-        raise SourceFailed(f"the page cannot be parsed: {error}", kind="broken") from None
+    page = parsed(text)
     root, body = page.root, page.body
     title, metadata = _about(root, page.head)
     writer = _Writer(max_characters)
@@ -144,6 +135,20 @@ def html(text: str, name: str, *, max_characters: int) -> Text:
     return Text(
         "".join(writer.out), title or outline.first or file_name(name), "html", outline.marks(), metadata
     )
+
+
+def parsed(text: str) -> LexborHTMLParser:
+    """The page, made flat first if it is nested so deep that this would take long. Raises SourceFailed."""
+    if (tags := text.count("<")) > _MOST_TAGS:
+        raise SourceFailed(
+            f"it has more than {_MOST_TAGS:,} tags; split it into smaller pages", kind="too large"
+        )
+    if (tags > _SMALL or len(text) > _SHORT) and _too_deep(text.lower()):
+        text = _flat(text)
+    try:
+        return LexborHTMLParser(text)
+    except (SelectolaxError, ValueError, RuntimeError) as error:
+        raise SourceFailed(f"the page cannot be parsed: {error}", kind="broken") from None
 
 
 def _found(page: LexborHTMLParser, text: str, selector: str, words: Sequence[str]) -> set[int]:

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from unwait.documents.model import Vectors
 
 _TERMS = f"""
-SELECT given.place, sum(octet_length(posting)) / {ENTRY_BYTES} AS entries
-FROM unnest($1::text[]) WITH ORDINALITY AS given (term, place) JOIN unwait.postings USING (term)
-GROUP BY given.place
+SELECT term, sum(octet_length(posting)) / {ENTRY_BYTES} AS entries
+FROM unwait.postings WHERE term = ANY ($1) GROUP BY term
 """
 _TOTALS = "SELECT sum(chunks)::bigint AS chunks, sum(words)::bigint AS words FROM unwait.counts"
 # Apart from `_TERMS`, so that the server knows what it plans for.
@@ -67,13 +66,11 @@ async def by_text(connection: Any, words: str, depth: int, documents: list[int] 
     # Chosen and added up as in SQLite: the scores are the same.
     looked_for = await asyncio.to_thread(terms, words)
     names = [term(each) for each in looked_for]
-    found = await connection.fetch(_TERMS, names) if names else []
-    if not found:
+    entries = dict(await connection.fetch(_TERMS, names)) if names else {}
+    if not entries:
         return []
     totals = await connection.fetchrow(_TOTALS)
-    counts = [0] * len(names)
-    for row in found:
-        counts[row["place"] - 1] = row["entries"]
+    counts = [entries.get(name, 0) for name in names]
     chosen = rarest(looked_for, counts, most_matches(totals["chunks"]))
     rows = await connection.fetch(_POSTINGS, [names[place] for place in chosen])
     postings = [Postings(*row) for row in rows]

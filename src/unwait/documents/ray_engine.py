@@ -31,6 +31,7 @@ from unwait.documents.report import Counts, IngestReport, Row
 from unwait.documents.settings import Settings
 from unwait.documents.store import Store, open_store
 from unwait.flow.fanout import Stream, stream
+from unwait.flow.faults import describe
 from unwait.flow.rates import Rate
 from unwait.flow.stats import Report
 from unwait.loop import Runner
@@ -38,6 +39,7 @@ from unwait.web.client import Client
 
 BATCH = 32  # sources that go to an actor at a time: a call of an actor costs about a millisecond
 _AHEAD = 2  # batches at each actor, so that one is there when the other is done
+_LONGEST_ERROR = 1000  # characters
 _LOST = 3  # actors that a batch may take along before it is its sources that are to blame
 
 
@@ -185,12 +187,14 @@ class RayIngestion:
 
     async def _send(self, batch: list[Source]) -> list[Row]:
         place = await self._idle.get()
+        lost = ""
         try:
             for _ in range(_LOST):
                 actor = place.actor
                 try:
                     done: Done = await asyncio.wrap_future(actor.ingest.remote(batch).future())
-                except RayActorError:
+                except RayActorError as error:
+                    lost = describe(error, _LONGEST_ERROR)
                     # Both batches that were with it come by here.
                     if place.actor is actor:
                         place.actor = self._make()
@@ -203,10 +207,13 @@ class RayIngestion:
                 return done.rows
         finally:
             self._idle.put_nowait(place)
-        return [await self._lose(source) for source in batch]
+        return [await self._lose(source, lost) for source in batch]
 
-    async def _lose(self, source: Source) -> Row:
-        text = f"{_LOST} actors ended while they had this source and those listed beside it: try it with another engine"
+    async def _lose(self, source: Source, lost: str) -> Row:
+        text = (
+            f"{_LOST} actors ended while they had this source and those listed beside it: try it with another engine; "
+            f"the last one said: {lost}"
+        )
         await self._store.fail(Failure(source.uri, source.origin, "actor", "actor lost", text), self._run)
         return Row(source.uri, "failed", "actor", "actor lost", text)
 
