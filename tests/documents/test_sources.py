@@ -348,15 +348,15 @@ async def test_each_line_is_a_source(loop: Any, tmp_path: Path) -> None:
         f"{file}#{name}"
         for name in (
             "a",
-            "3",
+            "line 3",
             "7",
             "a (line 5)",
-            "6",
-            "7 (line 7)",
-            "8",
+            "line 6",
+            "line 7",
+            "line 8",
             "nul\\x00 half\\ud800",
-            "10",
-            "11",
+            "line 10",
+            "line 11",
             "last",
         )
     ]
@@ -395,7 +395,7 @@ async def test_a_line_that_is_too_long_is_never_held(loop: Any, tmp_path: Path) 
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 << 20
-    assert [source.uri.rpartition("#")[2] for source in sources] == ["1", "2", "3", "4"]
+    assert [source.uri.rpartition("#")[2] for source in sources] == ["1", "line 2", "3", "line 4"]
     assert [kind for _, kind in problems(sources)] == ["too large", "too large"]
 
 
@@ -407,7 +407,7 @@ async def test_lines_of_a_url_are_downloaded_once(loop: Any, serve: Serve) -> No
     }
     async with serve(answers) as base:
         sources, listing = await listed(f"{base}/a.jsonl", f"{base}/gone.jsonl", f"{base}/bad.jsonl")
-    assert uris(sources)[:2] == [f"{base}/a.jsonl#x", f"{base}/a.jsonl#2"]
+    assert uris(sources)[:2] == [f"{base}/a.jsonl#x", f"{base}/a.jsonl#line 2"]
     assert all(source.content is not None and source.path is None for source in sources[:2])
     assert problems(sources) == [(f"{base}/gone.jsonl", "not found"), (f"{base}/bad.jsonl", "server error")]
     assert listing.complete == {f"{base}/a.jsonl", f"{base}/gone.jsonl"}

@@ -44,7 +44,7 @@ def read(
                 number += 1
                 pieces.append(piece)
                 if held + len(piece) > most:
-                    yield number, Source(f"{uri}#{number}", origin, path=kept, problem=too_large(most))
+                    yield number, Source(f"{uri}#line {number}", origin, path=kept, problem=too_large(most))
                 else:
                     line = b"".join(pieces)
                     yield _source(
@@ -70,7 +70,8 @@ def _source(
     line = line.strip()
     if not line:
         return None
-    id: str | int | float = number
+    # An id may be a number as well: the two must not meet.
+    id: str | int | float = f"line {number}"
     metadata: Mapping[str, Any] = {}
     problem = None
     try:
@@ -86,7 +87,7 @@ def _source(
     except ValueError as error:
         problem = str(error)[:100]
     else:
-        id = _id(fields.get("id"), number)
+        id = _id(fields.get("id"), id)
         metadata = {
             name: value
             for name, value in fields.items()
@@ -101,10 +102,10 @@ def _source(
     return number, Source(source_uri, origin, path=path, content=content, metadata=metadata)
 
 
-def _id(given: object, number: int) -> str | int | float:
+def _id(given: object, default: str | int | float) -> str | int | float:
     if isinstance(given, str | int | float) and not isinstance(given, bool) and given != "":
         return given
-    return number
+    return default
 
 
 def _no_constant(name: str) -> NoReturn:

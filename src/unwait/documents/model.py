@@ -66,11 +66,12 @@ class Content:
 class Source:
     """Where one document comes from.
 
-    `uri` is its name in the store: a URL, or the absolute path of a file, with `#` and a line's id for JSON Lines; it
-    always is text that UTF-8 can hold. `location` is the URL to load it from where that is another, with credentials.
-    `origin` is what the person named (a directory, a sitemap), in the same spelling in each run: what an origin no
-    longer lists is what --prune removes. `path` is the file as the system spells it. `content` is there if listing it
-    brought it along. `metadata` joins that of the document. `problem` stands in place of what could not be listed.
+    `uri` is its name in the store: a URL, or the absolute path of a file, for JSON Lines with `#` and the line's id, or
+    `#line 3` without one; it always is text that UTF-8 can hold. `location` is the URL to load it from where that is
+    another, with credentials. `origin` is what the person named (a directory, a sitemap), in the same spelling in each
+    run: what an origin no longer lists is what --prune removes. `path` is the file as the system spells it. `content`
+    is there if listing it brought it along. `metadata` joins that of the document. `problem` stands in place of what
+    could not be listed.
     """
 
     uri: str

@@ -107,7 +107,7 @@ def _folded(code: int) -> str:
     if code == _SOFT_HYPHEN or code in _TAGS:
         return ""
     if category == "Cn":
-        return f" {character} " if code in _EMOJI else character
+        return f" {character} " if code in _EMOJI or is_character(character) else character
     if code == _ZERO_WIDTH_SPACE or category == "Cs":
         return " "
     composed = unicode.normalize("NFKC", character)
