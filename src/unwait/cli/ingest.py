@@ -111,6 +111,14 @@ def ingest(
     tokens: Annotated[
         str | None, typer.Option(metavar="RATE", help="How many tokens for each model: 90000/min.")
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Where much is to be read: how many processes do it; one a core if not said, 0 for none.",
+        ),
+    ] = None,
     max_bytes: Annotated[
         str,
         typer.Option(metavar="SIZE", help="The largest source: bytes, or with K, M or G (powers of 1024)."),
@@ -136,6 +144,7 @@ def ingest(
     # Here, so that the other commands do not wait for them.
     from unwait.cli import fetch_options as given
     from unwait.cli.ingest_run import Rows, run_ingest
+    from unwait.flow.workers import cores
 
     if not sources and not retry_failed:
         raise given.bad("name files, directories or URLs", "SOURCE")
@@ -162,6 +171,7 @@ def ingest(
         "rate": given.rate(rate, "--rate"),
         "tokens": given.rate(tokens, "--tokens"),
         "max_bytes": given.size(max_bytes),
+        "processes": processes if processes is not None else cores() if cores() > 1 else 0,
         "prune": prune,
         "retry_failed": retry_failed,
         "engine": engine.value,

@@ -50,6 +50,7 @@ async def ingest(
     rate: str | None = None,
     tokens: str | None = None,
     max_bytes: int = 50 << 20,
+    processes: int = 0,
     prune: bool = False,
     retry_failed: bool = False,
     progress: bool | Callable[[Report], None] | None = None,
@@ -78,9 +79,10 @@ async def ingest(
     nothing else; a document is replaced when it is whole. With `prune`, what these sources no longer list is removed.
 
     `limit` bounds what waits at the same time, `per_host` the requests to one host, `rate` ("500/min") the calls of
-    each model, `tokens` ("90000/min") what they take; `max_bytes` a source. `progress` and `grace` are those of `map`.
-    `on_row` is called for each source when what became of it is stored. With `engine="ray"`, `workers` actors share
-    the work.
+    each model, `tokens` ("90000/min") what they take; `max_bytes` a source. Where much is to be read, `processes` may
+    extract, chunk and embed: 0 for none, as they import the main module, which must then be guarded as for
+    `where="process"` of `map`. `progress` and `grace` are those of `map`. `on_row` is called for each source when what
+    became of it is stored. With `engine="ray"`, `workers` actors share the work.
 
     A source that fails is a row and a count of the report, never an exception. Raises ValueError for what makes
     no sense, ImportError for a missing library, StoreError (StoreBusy) for a store that cannot be used, and ClientError
@@ -91,6 +93,10 @@ async def ingest(
         raise ValueError("there are no sources; name files, directories or URLs")
     if engine not in ("local", "ray"):
         raise ValueError(f'engine must be "local" or "ray", not {engine!r}')
+    if not all(map(os.fspath, named)):
+        raise ValueError("a source has an empty name")
+    if processes < 0:
+        raise ValueError(f"processes must not be negative, and is {processes}")
     if min(limit, per_host, max_bytes, workers) < 1:
         raise ValueError("limit, per_host, max_bytes and workers must be positive")
     started = asyncio.get_running_loop().time()
@@ -123,6 +129,7 @@ async def ingest(
             rate=rate,
             tokens=tokens,
             max_bytes=max_bytes,
+            processes=processes,
         )
         client = await stack.enter_async_context(Client(max_bytes=max_bytes, per_host=per_host))
         listing = Listing(
@@ -147,7 +154,9 @@ async def ingest(
             work = Ingestion(settings, opened, client, api_key)
         report = IngestReport(opened.name)
         await stack.enter_async_context(work)
-        # Last: what cannot be done is not what the store remembers.
+        # What cannot be done is not what the store remembers: searches rely on it.
+        if any(remembered.get(name) != settings.remembered[name] for name in ("embed", "base_url")):
+            await work.check()
         run = await opened.begin(settings.remembered)
         with LagMeter() as lag:
             async with aclosing(

@@ -137,6 +137,15 @@ class Chunk:
         return digest(self.passage)
 
 
+def text_of(chunks: Sequence[Chunk]) -> str:
+    """The text that the chunks of a document were cut from."""
+    pieces, end = [], 0
+    for chunk in chunks:
+        pieces.append(chunk.text[end - chunk.start :])
+        end = chunk.end
+    return "".join(pieces)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What a model extracted: fields that agree with the schema, and the span of the text they come from."""
@@ -184,11 +193,7 @@ class Document:
     @property
     def text(self) -> str:
         """The text, put together from the chunks."""
-        pieces, end = [], 0
-        for chunk in self.chunks:
-            pieces.append(chunk.text[end - chunk.start :])
-            end = chunk.end
-        return "".join(pieces)
+        return text_of(self.chunks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -38,8 +37,10 @@ from unwait.documents.model import (
     SourceFailed,
     State,
     Versions,
+    text_of,
 )
 from unwait.documents.models import Chat, Embedder, ModelUnusable
+from unwait.documents.reading import Job, Readers
 from unwait.documents.report import Counts, IngestReport, Row, StageSummary
 from unwait.documents.settings import EXTRACTIVE, NONE, STATIC, Settings
 from unwait.documents.store import Store, StoreError
@@ -47,6 +48,7 @@ from unwait.flow.faults import describe, scrub
 from unwait.flow.pipeline import Pipeline, Stage
 from unwait.flow.pipeline_run import PipelineOutcome
 from unwait.flow.stats import Report
+from unwait.flow.workers import WorkerCrashed
 from unwait.web.errors import ClientError
 
 if TYPE_CHECKING:
@@ -58,8 +60,7 @@ if TYPE_CHECKING:
 
 _QUEUE = 64  # documents in front of a stage
 _QUEUE_BYTES = 16 << 20
-_READING = 4  # documents that are being extracted and chunked
-_READERS = 2  # threads that do it: it is mostly Python, so that more of them only contend
+_READING = 4  # documents that are being read, or wait for a thread or a process that does it
 _EMBEDDING = 256  # documents that are being embedded
 _SAVERS = 4  # documents on their way into the store
 _UNDER_WAY = (
@@ -158,12 +159,9 @@ class Ingestion:
     async def __aenter__(self) -> Self:
         settings = self._settings
         try:
-            self._readers = ThreadPoolExecutor(_READERS, "unwait-read")
-            self._stack.push_async_callback(_ended, self._readers)
-            # PDFs are read one at a time: those that wait must not keep the threads from other documents.
-            self._pdf_reader = ThreadPoolExecutor(1, "unwait-pdf")
-            self._stack.push_async_callback(_ended, self._pdf_reader)
-            embedder = await self._embedder()
+            self._readers = Readers(settings.processes)
+            self._stack.push_async_callback(self._readers.aclose)
+            self._model = embedder = await self._embedder()
             self.embedding = Embedding(embedder, self.finished)
             await self._stack.enter_async_context(self.embedding)
             self._summariser: ChatSummariser | None = None
@@ -200,6 +198,11 @@ class Ingestion:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    async def check(self) -> None:
+        """Have a model that is paid for embed a word: one that nobody has asked before. Raises ClientError."""
+        if self._model.paid:
+            await self._model.embed(["unwait"])
 
     async def _embedder(self) -> Embedder:
         if self._settings.embed == STATIC:
@@ -351,31 +354,41 @@ class Ingestion:
             )
         else:
             assert work.content is not None
-            reader = self._pdf_reader if b"%PDF-" in work.content.body[:1024] else self._readers
-            await asyncio.get_running_loop().run_in_executor(reader, self._extract_and_chunk, work)
+            settings = self._settings
+            # Of a document that is known, much may be: its vectors are looked up first.
+            new = work.known is None and settings.embed == STATIC
+            reading = await self._readers(
+                Job(
+                    work.content,
+                    work.source.uri,
+                    work.source.metadata,
+                    settings.text_field,
+                    settings.chunk_size,
+                    settings.overlap,
+                    self._versions.chunks,
+                    embed=new,
+                    summarise=new and settings.summarise == EXTRACTIVE,
+                )
+            )
+            work.title, work.format, work.metadata = reading.title, reading.format, reading.metadata
+            work.chunks, work.vectors, work.summary = reading.chunks, reading.vectors, reading.summary
+            # The bytes have had their day; what is stored of them stays.
+            work.content = replace(work.content, body=b"")
+            if (told := work.told) is not None:
+                same = told.title == work.title and await asyncio.to_thread(
+                    lambda: told.text == text_of(reading.chunks)
+                )
+                work.told = replace(told, chunks=(), vectors=told.vectors[:0].copy()) if same else None
         work.row.format, work.row.chunks = work.format, len(work.chunks)
         return work
-
-    def _extract_and_chunk(self, work: Work) -> None:
-        assert work.content is not None
-        settings, uri = self._settings, work.source.uri
-        text = extract.extract(work.content, uri, text_field=settings.text_field)
-        work.title, work.format = text.title, text.format
-        work.metadata = {**text.metadata, **work.source.metadata}
-        work.chunks = chunk.chunks(
-            uri, text, size=settings.chunk_size, overlap=settings.overlap, version=self._versions.chunks
-        )
-        if (told := work.told) is not None:
-            same = (told.title, told.text) == (text.title, text.text)
-            work.told = replace(told, chunks=(), vectors=told.vectors[:0].copy()) if same else None
-        # The bytes have had their day; what is stored of them stays.
-        work.content = replace(work.content, body=b"")
 
     async def _embed(self, work: Work) -> Work:
         if work.unchanged:
             return work
         old = work.old
-        if old is not None and old.versions.vectors == self._versions.vectors:
+        if work.vectors is not None:
+            work.row.embedded = len(work.chunks)
+        elif old is not None and old.versions.vectors == self._versions.vectors:
             work.vectors = old.vectors
             work.row.reused = len(work.chunks)
         else:
@@ -388,7 +401,9 @@ class Ingestion:
             return work
         old, wanted = work.old, self._versions.summary
         assert work.vectors is not None
-        if old is not None and old.versions.summary == wanted:
+        if work.summary:
+            pass  # it was made as the document was read
+        elif old is not None and old.versions.summary == wanted:
             work.summary = old.summary
         elif self._summariser is not None and work.told is not None and work.told.versions.summary == wanted:
             work.summary = work.told.summary
@@ -452,15 +467,12 @@ class Ingestion:
                 self.gone.append(work.source.uri)
         elif isinstance(error, ClientError):
             kind = "model"
+        elif isinstance(error, WorkerCrashed):
+            kind = "crashed"
         row = work.row
         row.outcome, row.stage, row.kind, row.error = "failed", stage, kind, text
         row.chunks = row.records = 0
         await self._store.fail(Failure(work.source.uri, work.source.origin, stage, kind, text), self._run)
-
-
-async def _ended(threads: ThreadPoolExecutor) -> None:
-    """What a thread is at may take seconds."""
-    await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
 
 def _size(path: str) -> int:

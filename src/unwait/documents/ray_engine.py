@@ -121,7 +121,7 @@ class RayIngestion:
         rate, tokens = (_share(each, workers) for each in (settings.rate, settings.tokens))
         limit = max(1, settings.limit // workers)
         per_host = max(1, settings.per_host // workers)
-        shared = replace(settings, rate=rate, tokens=tokens, limit=limit, per_host=per_host)
+        shared = replace(settings, rate=rate, tokens=tokens, limit=limit, per_host=per_host, processes=0)
         self._make: Callable[[], Any] = lambda: actor.remote(shared, address, self._run, api_key)
         # A batch at a time: its pipeline has the actor's loop for itself.
         actor = ray.remote(scheduling_strategy="SPREAD", max_restarts=0)(Worker)
@@ -138,6 +138,11 @@ class RayIngestion:
     def space(self) -> str:
         """The space of the vectors it makes."""
         return self._trial.space
+
+    async def check(self) -> None:
+        """See `Ingestion.check`."""
+        async with self._trial:
+            await self._trial.check()
 
     async def __aenter__(self) -> Self:
         # What an actor could not open is said here, and once.

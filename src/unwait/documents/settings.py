@@ -34,6 +34,7 @@ class Settings:
     where their pydantic model is, "invoices.py:Invoice" or "package.module:Invoice", with the class in `schema` if
     it was given itself; `chat` is the model that extracts them. `limit` bounds what waits at the same time,
     `per_host` the requests for sources to one host, `rate` and `tokens` the calls of each model; `max_bytes` a source.
+    `processes` is how many may read documents, 0 for threads.
     """
 
     embed: str
@@ -49,16 +50,19 @@ class Settings:
     rate: str | None = None
     tokens: str | None = None
     max_bytes: int = 50 << 20
+    processes: int = 0
     schema: type[BaseModel] | None = None
 
     @property
     def remembered(self) -> dict[str, str]:
         """What the store keeps, so that the next run and a search need not be told again: all but secrets."""
         kept = {name: str(getattr(self, name)) for name in DEFAULTS}
-        # Without its password, and not another place: nothing is to be sent where it was not meant to go.
-        scheme, separator, rest = kept["base_url"].partition("://")
-        place, slash, path = rest.partition("/")
-        return {**kept, "base_url": f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"}
+        # Without secrets, and not another place: nothing is to be sent where it was not meant to go. Where nobody has
+        # opened it, it may be anything.
+        address = kept["base_url"].partition("#")[0].partition("?")[0]
+        scheme, separator, rest = address.rpartition("://")
+        used = any(kept[name].startswith("openai") for name in _MODELS)
+        return {**kept, "base_url": f"{scheme}{separator}{rest.rpartition('@')[2]}" if used else ""}
 
 
 def resolve(

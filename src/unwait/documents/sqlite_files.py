@@ -253,5 +253,5 @@ def _leaving_nothing(function: Callable[..., Result], *arguments: object) -> Res
 
 def _touch(connection: sqlite3.Connection, touches: list[tuple[str, str, int]]) -> None:
     rows = [(stored(origin), run, stored(uri)) for uri, origin, run in touches]
-    connection.executemany("UPDATE documents SET origin = ?, run = ? WHERE uri = ?", rows)
+    connection.executemany("UPDATE documents SET origin = ?, run = max(run, ?) WHERE uri = ?", rows)
     connection.executemany("DELETE FROM failures WHERE uri = ?", [row[2:] for row in rows])

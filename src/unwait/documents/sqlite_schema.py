@@ -129,6 +129,14 @@ def log_size(path: str) -> int:
         return 0
 
 
+def _identity(path: str, mode: str) -> tuple[int, int]:
+    """Its application id and its format."""
+    with closing(_connect(path, mode)) as connection:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (written_as,) = connection.execute("PRAGMA user_version").fetchone()
+    return application, written_as
+
+
 def refuse_foreign(path: str) -> bool:
     """Raise StoreError for what is not a store of this format; whether there is no file, or an empty one."""
     try:
@@ -141,14 +149,16 @@ def refuse_foreign(path: str) -> bool:
     if not found.st_size:
         return True
     # Through SQLite, which closes no descriptor that this process's locks depend on.
-    with closing(_connect(path, "ro&immutable=1")) as connection:
-        try:
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (written_as,) = connection.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
-                raise
-            application = None
+    try:
+        application, written_as = _identity(path, "ro&immutable=1")
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            application, written_as = 0, 0
+        elif error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT:
+            # A part of it may be in the log alone, of which that knows nothing.
+            application, written_as = _identity(path, "ro")
+        else:
+            raise
     if application == JOURNAL_ID:
         raise StoreError(f"{path} is no store of documents: it is a journal of unwait; name another file")
     if application != APPLICATION_ID:

@@ -128,7 +128,9 @@ class SqliteStore:
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)", row)
-            connection.execute("UPDATE documents SET origin = ?, run = ? WHERE uri = ?", (origin, run, uri))
+            connection.execute(
+                "UPDATE documents SET origin = ?, run = max(run, ?) WHERE uri = ?", (origin, run, uri)
+            )
 
         await self._files.write(write)
 
