@@ -4,7 +4,8 @@
 
 prints one line of JSON: contender → metrics, or {"unsupported": why}, or {"failed": why}. Each contender works in a
 fresh process (`documents.py work …`), on both cores. Its clock starts when its libraries are imported and stops when
-all it makes is stored; what loads a model does so within that time. CPU is user and system time of all its threads.
+all it makes is stored; what loads a model does so within that time. CPU is user and system time of all its threads and
+processes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import asyncio
 import importlib
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -61,18 +64,25 @@ IMPORTED = (
 )
 
 
-def peak_mib() -> float:
+def peak_mib(processes: int) -> float:
+    """Of this process, and as much as the largest of its own processes needed for each of them."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    own = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return (own + processes * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
-async def timed(work: Awaitable[dict[str, float]]) -> dict[str, float]:
+def cpu_seconds() -> float:
+    """Of this process and of its own that have ended."""
+    return sum(os.times()[:4])
+
+
+async def timed(work: Awaitable[dict[str, float]], processes: int = 0) -> dict[str, float]:
     """What the work says, with its times; `pages` becomes a rate."""
-    began, before = time.perf_counter(), time.process_time()
+    began, before = time.perf_counter(), cpu_seconds()
     said = await work
-    took, spent = time.perf_counter() - began, time.process_time() - before
-    pages = said.pop("pages")
-    return {"pages_per_second": pages / took, "wall_s": took, "cpu_s": spent, "peak_mib": peak_mib(), **said}
+    took, spent = time.perf_counter() - began, cpu_seconds() - before
+    pages, peak = said.pop("pages"), peak_mib(processes)
+    return {"pages_per_second": pages / took, "wall_s": took, "cpu_s": spent, "peak_mib": peak, **said}
 
 
 # In a process of its own: one contender.
@@ -81,9 +91,12 @@ async def timed(work: Awaitable[dict[str, float]]) -> dict[str, float]:
 async def by_unwait(todo: Work, **options: Any) -> dict[str, float]:
     """An ingestion, of the pages as files or from the site."""
     import unwait
+    from unwait.flow.workers import cores
 
     for name in IMPORTED:
         importlib.import_module(f"unwait.documents.{name}")
+    # As the command does it.
+    options["processes"] = processes = cores()
     if todo.site:
         sources: list[Any] = todo.urls
         options |= {"embed": "openai:bench", "base_url": todo.api, "limit": LIMIT, "per_host": LIMIT}
@@ -100,7 +113,7 @@ async def by_unwait(todo: Work, **options: Any) -> dict[str, float]:
             "lag_p99_ms": report.lag_p99 * 1000,
         }
 
-    return await timed(work())
+    return await timed(work(), processes)
 
 
 async def stage_alone(todo: Work, name: str) -> dict[str, float]:

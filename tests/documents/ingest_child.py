@@ -81,11 +81,12 @@ def log_calls(store: Any, log: int) -> None:
         write("kept", conversation(messages))
         return answer
 
-    async def logged_keep(self: Any, uri: Any, calls: Any) -> Any:
-        await keep(self, uri, calls)
-        for key in calls:
-            if key.startswith("embed:"):
-                write("kept", key.rpartition(":")[2])
+    async def logged_keep(self: Any, answers: Any) -> Any:
+        await keep(self, answers)
+        for calls in answers.values():
+            for key in calls:
+                if key.startswith("embed:"):
+                    write("kept", key.rpartition(":")[2])
 
     OpenAIEmbedder.embed = logged_embed  # type: ignore[method-assign]
     OpenAIChat.complete = logged_ask  # type: ignore[method-assign]

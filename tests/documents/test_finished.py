@@ -348,10 +348,10 @@ def test_an_answer_that_came_is_kept_though_nobody_waits_for_it_any_longer(
         real = SqliteStore.keep_calls
         keeping, go = asyncio.Event(), asyncio.Event()
 
-        async def slow(self: SqliteStore, uri: str, calls: Mapping[str, bytes]) -> None:
+        async def slow(self: SqliteStore, answers: Mapping[str, Mapping[str, bytes]]) -> None:
             keeping.set()
             await go.wait()
-            await real(self, uri, calls)
+            await real(self, answers)
 
         monkeypatch.setattr(SqliteStore, "keep_calls", slow)
 
@@ -506,7 +506,7 @@ def test_a_store_that_fails_is_not_paid_for_again(
     run: Run, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        async def fails(self: SqliteStore, uri: str, calls: Mapping[str, bytes]) -> None:
+        async def fails(self: SqliteStore, answers: Mapping[str, Mapping[str, bytes]]) -> None:
             raise StoreError("the disk is full")
 
         monkeypatch.setattr(SqliteStore, "keep_calls", fails)

@@ -16,6 +16,7 @@ from unwait.documents import pipeline
 from unwait.documents.models import ModelUnusable
 from unwait.documents.pipeline import Ingestion, Work
 from unwait.documents.report import Row
+from unwait.documents.settings import resolve
 from unwait.documents.store import StoreBusy, StoreError, open_store
 
 from .ingest_support import write_corpus
@@ -202,3 +203,34 @@ class TestWhatIsUnderWay:
             )
             assert sorted(type(one).__name__ for one in done) == ["IngestReport", StoreBusy.__name__]
             assert (await unwait.ingest([folder], store=store, progress=False)).outcomes == {"unchanged": 6}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("http://me:pw@host:80/v1", "http://host:80/v1"),
+        ("me:pw@host/v1", "host/v1"),
+        ("https://me:p/w@host/v1", "https://host/v1"),
+        ("https://host/v1?key=secret#secret", "https://host/v1"),
+        ("https://host/v1", "https://host/v1"),
+    ],
+)
+def test_no_secret_of_an_address_is_remembered(given: str, kept: str) -> None:
+    settings = resolve({"embed": "openai:m", "base_url": given}, {}, None)
+    assert settings.remembered["base_url"] == kept
+    # What nobody opens is not known to be an address at all.
+    assert resolve({"base_url": given}, {}, None).remembered["base_url"] == ""
+
+
+async def test_a_model_that_does_not_answer_is_not_what_the_store_remembers(
+    loop: Any, folder: Path, address: str
+) -> None:
+    await unwait.ingest([folder], store=address, progress=False)
+    before = await settings_of(address)
+    async with FlakyApi(Faults(models="tiny-embedding")) as api:
+        with pytest.raises(ModelUnusable):
+            await unwait.ingest(
+                [folder], store=address, embed="openai:nope", base_url=f"{api.url}/v1", progress=False
+            )
+    assert await settings_of(address) == before
+    assert await unwait.search("falcon", store=address)

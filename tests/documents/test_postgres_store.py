@@ -153,7 +153,7 @@ class TestOpening:
             await store.save(make_document("a", ["alpha beta"]), run)
             for ranking in await store.find("alpha", vector("alpha"), SPACE, 1, Filter("a")):
                 assert positions(ranking) == [("a", 0)]
-            await store.keep_calls("a", {"embed:1": b""})
+            await store.keep_calls({"a": {"embed:1": b""}})
             await store.forget_calls("a", "embed:")
             assert await store.prune(run + 1, ["here"]) == ["a"]
 
@@ -395,7 +395,7 @@ class TestDocuments:
             for uri in uris:
                 await store.save(make_document(uri), 1)
                 await store.fail(Failure(uri + "!", "here", "load", "broken", "it is"), 1)
-                await store.keep_calls(uri, {uri: b"1"})
+                await store.keep_calls({uri: {uri: b"1"}})
             assert [row.uri async for row in store.documents()] == sorted(uris)
             assert [failure.uri async for failure in store.failures()] == sorted(uri + "!" for uri in uris)
             assert await store.kept_calls(uris) == dict.fromkeys(uris, b"1")
@@ -457,7 +457,7 @@ async def main():
                 version += 1
                 texts = [f"version{version} of document{mine}"] * (1 + version % 200)
                 await store.save(make_document(f"uri {mine}", texts), run)
-                await store.keep_calls(f"uri {mine}", {f"embed:{mine}": b"x"})
+                await store.keep_calls({f"uri {mine}": {f"embed:{mine}": b"x"}})
                 print(mine, version, flush=True)
         await asyncio.gather(*map(write, range(6)))
 

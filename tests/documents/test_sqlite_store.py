@@ -45,7 +45,7 @@ async def main(path, name, first, last, begins):
             texts = [f"version{n} chunk{i} word" for i in range(2 + n % 5 * 40)]
             records = [Record("R", {"n": n}, i, i) for i in range(n % 4)]
             uri = f"{name}{n % 3}"
-            await store.keep_calls(uri, {f"embed:{n}": b"x"})
+            await store.keep_calls({uri: {f"embed:{n}": b"x"}})
             await store.save(make_document(uri, texts, summary=f"version{n}", records=records), run)
             print(n, flush=True)
 

@@ -67,6 +67,20 @@ class TestRuns:
             assert second > first
             assert await store.settings() == {"embed": "openai:small"}
 
+    async def test_a_late_writer_of_a_run_before_takes_nothing_back(
+        self, loop: Any, new_store: Callable[[], Store]
+    ) -> None:
+        async with new_store() as store:
+            first = await store.begin({})
+            await store.save(make_document("a"), first)
+        async with new_store() as store:
+            second = await store.begin({})
+            await store.touch("a", "here", second)
+            await store.touch("a", "here", first)
+            await store.fail(a_failure("a"), first)
+            assert await store.prune(second, ["here"]) == []
+            assert await store.state("a") is not None
+
     async def test_one_run_at_a_time_writes(self, loop: Any, new_store: Callable[[], Store]) -> None:
         async with new_store() as store:
             await store.begin({})
@@ -209,10 +223,10 @@ class TestCalls:
     ) -> None:
         async with new_store() as store:
             run = await store.begin({})
-            await store.keep_calls("a", {"embed:1": b"\x00one", "summary:1": b""})
-            await store.keep_calls("b", {"embed:1": b"\x00one", "embed:2": b"two"})
-            await store.keep_calls("b", {"embed:2": b"two"})
-            await store.keep_calls("b", {})
+            await store.keep_calls({"a": {"embed:1": b"\x00one", "summary:1": b""}})
+            await store.keep_calls({"b": {"embed:1": b"\x00one", "embed:2": b"two"}})
+            await store.keep_calls({"b": {"embed:2": b"two"}})
+            await store.keep_calls({"b": {}})
         async with new_store() as store:
             found = await store.kept_calls(["embed:1", "embed:2", "summary:1", "embed:3"])
             assert found == {"embed:1": b"\x00one", "embed:2": b"two", "summary:1": b""}

@@ -111,11 +111,7 @@ class Finished:
     async def keep(self, answers: Mapping[str, Mapping[str, bytes]]) -> None:
         """Keep answers by document and key, to the end: whoever is cancelled meanwhile has paid for them."""
 
-        async def keep_all() -> None:
-            for uri, calls in answers.items():
-                await self.store.keep_calls(uri, calls)
-
-        keeping = asyncio.ensure_future(keep_all())
+        keeping = asyncio.ensure_future(self.store.keep_calls(answers))
         try:
             await asyncio.shield(keeping)
         except asyncio.CancelledError:

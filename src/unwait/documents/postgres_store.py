@@ -180,7 +180,7 @@ class PostgresStore:
 
     async def touch(self, uri: str, origin: str, run: int) -> None:
         """Note that the document was found unchanged; see `Store`."""
-        self._touches[uri] = (origin, run)
+        self._touches[uri] = (origin, max(run, self._touches.get(uri, (origin, run))[1]))
         if len(self._touches) >= _MOST_TOUCHES:
             await self._flush()
 
@@ -235,19 +235,26 @@ class PostgresStore:
 
     # Model calls that are finished.
 
-    async def keep_calls(self, uri: str, calls: Mapping[str, bytes]) -> None:
+    async def keep_calls(self, answers: Mapping[str, Mapping[str, bytes]]) -> None:
         """Keep the answers of finished calls; see `Store`."""
-        if not calls:
+        rows = [
+            (digest(uri), stored(key), answer)
+            for uri, calls in sorted(answers.items())
+            for key, answer in calls.items()
+        ]
+        if not rows:
             return
         await self._do(
             """
-            WITH given AS (SELECT * FROM unnest($2::text[], $3::bytea[]) AS given (key, answer)),
-            old AS (DELETE FROM unwait.calls USING given WHERE calls.name = $1 AND calls.key = given.key)
-            INSERT INTO unwait.calls SELECT $1, key, answer FROM given
+            WITH given AS (
+                SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) AS given (name, key, answer)
+            ),
+            old AS (
+                DELETE FROM unwait.calls USING given WHERE calls.name = given.name AND calls.key = given.key
+            )
+            INSERT INTO unwait.calls SELECT name, key, answer FROM given
             """,
-            digest(uri),
-            [stored(key) for key in calls],
-            list(calls.values()),
+            *map(list, zip(*rows, strict=True)),
         )
 
     async def kept_calls(self, keys: Sequence[str]) -> dict[str, bytes]:

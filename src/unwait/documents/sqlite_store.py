@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _PAGE = 256  # rows of a list that are read at once
 _EVERYWHERE = Filter()
+_AT_ONCE = 500  # parameters of a statement
 _INDEX = "INSERT INTO full_text (rowid, title, section, text) VALUES (?, ?, ?, ?)"
 _UNINDEX = "INSERT INTO full_text (full_text, rowid, title, section, text) VALUES ('delete', ?, ?, ?, ?)"
 _VERSIONS = "made_chunks, made_vectors, made_summary, made_records"
@@ -138,9 +139,13 @@ class SqliteStore:
         """Remove what disappeared; see `Store`."""
         return await self._files.write_many(lambda connection: _prune(connection, run, origins, gone))
 
-    async def keep_calls(self, uri: str, calls: Mapping[str, bytes]) -> None:
+    async def keep_calls(self, answers: Mapping[str, Mapping[str, bytes]]) -> None:
         """Keep the answers of finished calls; see `Store`."""
-        rows = [(stored(uri), stored(key), answer) for key, answer in calls.items()]
+        rows = [
+            (stored(uri), stored(key), answer)
+            for uri, calls in answers.items()
+            for key, answer in calls.items()
+        ]
 
         def write(connection: sqlite3.Connection) -> None:
             # The cursor must not leave the thread: where it is freed, it touches the connection.
@@ -153,11 +158,13 @@ class SqliteStore:
         """Those of the answers that are kept; see `Store`."""
 
         def read(connection: sqlite3.Connection) -> dict[str, bytes]:
-            found = {}
-            for key in keys:
-                query = "SELECT answer FROM calls WHERE key = ? LIMIT 1"
-                for (answer,) in connection.execute(query, (stored(key),)):
-                    found[key] = answer
+            found: dict[str, bytes] = {}
+            for some in _some(keys):
+                query = f"SELECT key, answer FROM calls WHERE key IN ({', '.join('?' * len(some))})"
+                found.update(
+                    (restored(key), answer)
+                    for key, answer in connection.execute(query, list(map(stored, some)))
+                )
             return found
 
         return await self._files.read(read) if keys else {}
@@ -361,9 +368,13 @@ def _prune(
 ) -> list[str]:
     unseen = {stored(uri) for uri in gone}
     for origin in origins:
-        for table in ("documents", "failures"):
-            query = f"SELECT uri FROM {table} WHERE origin = ? AND run < ?"
-            unseen.update(uri for (uri,) in connection.execute(query, (stored(origin), run)))
+        query = "SELECT uri FROM documents WHERE origin = ? AND run < ?"
+        unseen.update(uri for (uri,) in connection.execute(query, (stored(origin), run)))
+        query = (
+            "SELECT uri FROM failures WHERE origin = ? AND run < ? "
+            "AND uri NOT IN (SELECT uri FROM documents WHERE run >= ?)"
+        )
+        unseen.update(uri for (uri,) in connection.execute(query, (stored(origin), run, run)))
     removed = []
     for uri in unseen:
         with transaction(connection):
@@ -424,20 +435,29 @@ def _span(document: int) -> tuple[int, int]:
     return document << SHIFT, ((document + 1) << SHIFT) - 1
 
 
+def _some(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The names in parts that one statement takes."""
+    return (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
+
+
 def _vectors(connection: sqlite3.Connection, space: str, digests: Sequence[str]) -> dict[str, Vectors]:
     # By block: neighbours are asked for together, and a block is read whole.
     blocks: dict[int, list[tuple[int, str]]] = {}
     dimensions: dict[int, int] = {}
-    for digest in dict.fromkeys(digests):
+    for some in _some(list(dict.fromkeys(digests))):
+        # One statement for all of them, and of each the first chunk that has it: a passage may stand in every document.
         found = connection.execute(
-            f"SELECT c.id, d.dimensions FROM chunks c JOIN documents d ON d.id = c.id >> {SHIFT} "
-            "WHERE c.digest = ? AND d.made_vectors = ? AND d.dimensions > 0 LIMIT 1",
-            (bytes.fromhex(digest), stored(space)),
-        ).fetchone()
-        if found is not None:
-            at = (found[0] & ((1 << SHIFT) - 1)) % BLOCK
-            blocks.setdefault(found[0] - at, []).append((at, digest))
-            dimensions[found[0] - at] = found[1]
+            f"WITH wanted (digest) AS (VALUES {', '.join(['(?)'] * len(some))}), "
+            "found AS (SELECT digest, (SELECT c.id FROM chunks c "
+            f"JOIN documents d ON d.id = c.id >> {SHIFT} WHERE c.digest = wanted.digest AND d.made_vectors = ? "
+            "AND d.dimensions > 0 LIMIT 1) AS id FROM wanted) "
+            f"SELECT f.digest, f.id, d.dimensions FROM found f JOIN documents d ON d.id = f.id >> {SHIFT}",
+            [*map(bytes.fromhex, some), stored(space)],
+        ).fetchall()
+        for digest, id, width in found:
+            at = (id & ((1 << SHIFT) - 1)) % BLOCK
+            blocks.setdefault(id - at, []).append((at, digest.hex()))
+            dimensions[id - at] = width
     vectors = {}
     for first, wanted in blocks.items():
         (data,) = connection.execute("SELECT vectors FROM vectors WHERE id = ?", (first,)).fetchone()

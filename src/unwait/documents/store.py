@@ -87,8 +87,8 @@ class Store(Protocol):
 
     # Model calls that are finished, until their document is stored. A key begins with what it is for: "embed:…".
 
-    async def keep_calls(self, uri: str, calls: Mapping[str, bytes]) -> None:
-        """Keep the answers by key, for this document. Durable when it returns."""
+    async def keep_calls(self, answers: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Keep the answers: by the URI of the document they are for, then by key. Durable when it returns."""
         ...
 
     async def kept_calls(self, keys: Sequence[str]) -> dict[str, bytes]:
