@@ -186,6 +186,9 @@ class PostgresStore:
 
     async def fail(self, failure: Failure, run: int) -> None:
         """Note that the source was found and failed; see `Store`."""
+        # What this says of the run that saw the document is not to be lost.
+        _, touched = self._touches.pop(failure.uri, ("", run))
+        seen = max(run, touched)
         name = digest(failure.uri)
         texts = (failure.uri, failure.origin, failure.stage, failure.kind, failure.error)
 
@@ -205,10 +208,9 @@ class PostgresStore:
                 "UPDATE unwait.documents SET origin = $2, run = greatest(run, $3) WHERE name = $1",
                 name,
                 stored(failure.origin),
-                run,
+                seen,
             )
 
-        self._touches.pop(failure.uri, None)
         await self._connections.transaction(write)
 
     async def prune(self, run: int, origins: Sequence[str], gone: Sequence[str] = ()) -> list[str]:
