@@ -210,7 +210,7 @@ async def test_nothing_of_it_runs_in_the_loop_s_thread(
 
     monkeypatch.setattr(static_vectors.Model, "embed", noted)
     embedder = StaticEmbedder()
-    await embedder.embed(["some words"])
+    await embedder.embed(["some words", "and others"])
     await embedder.aclose()
     assert threads
     assert threading.current_thread() not in threads

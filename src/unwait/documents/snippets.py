@@ -11,6 +11,7 @@ _WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _HALF = re.compile(r"[\ud800-\udfff]")
 _FARTHEST = 30  # characters that are left out for the sake of a whole word
+_BEGINNING = 3  # characters that forms of one word share at least
 _LONGEST_WORD = 8  # from here on, longer words count no more than others
 
 
@@ -39,13 +40,18 @@ def snippet(text: str, query: str, *, most: int = 200) -> str:
 def _passage(line: str, query: str, room: int) -> tuple[int, int]:
     """Where the words of the query are nearest together: the span with the most of them, each counted once."""
     wanted = list(dict.fromkeys(words(query).split()))[:MOST_WORDS]
+    # Words that are alike begin alike.
+    starts: dict[str, list[tuple[int, str]]] = {}
+    for n, other in enumerate(wanted):
+        starts.setdefault(other[:_BEGINNING], []).append((n, other))
     known: dict[str, int | None] = {}
     found: list[tuple[int, int, int]] = []
     for match in _WORD.finditer(line):
         word = match[0]
         if word not in known:
             folded = words(word).strip()
-            known[word] = next((n for n, other in enumerate(wanted) if _alike(folded, other)), None)
+            near = starts.get(folded[:_BEGINNING], ())
+            known[word] = next((n for n, other in near if _alike(folded, other)), None)
         which = known[word]
         if which is not None:
             found.append((match.start(), match.end(), which))
@@ -72,7 +78,7 @@ def _alike(word: str, other: str) -> bool:
         return True
     shorter, longer = sorted((word, other), key=len)
     return (
-        len(shorter) >= 3
+        len(shorter) >= _BEGINNING
         and len(longer) - len(shorter) <= 3
-        and longer.startswith(shorter[: max(3, len(shorter) - 1)])
+        and longer.startswith(shorter[: max(_BEGINNING, len(shorter) - 1)])
     )

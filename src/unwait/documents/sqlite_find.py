@@ -184,8 +184,7 @@ def by_vector(
     vectors, ids, alive = rows
     if documents is not None:
         alive = alive & np.isin(ids >> SHIFT, np.array(documents, np.int64))
-    # One thread of BLAS does it sooner than the start of several.
-    scores = np.round(np.einsum("ij,j->i", vectors, vector), _DECIMALS)
+    scores = np.round(vectors @ vector, _DECIMALS)
     if not alive.all():
         ids, scores = ids[alive], scores[alive]
     if len(scores) > depth:

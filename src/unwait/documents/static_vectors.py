@@ -43,6 +43,7 @@ BLOCK = 32
 """Tokens that are summed up in one go."""
 
 GROUP = 16_384
+_QUESTION = 500  # characters that are embedded in the loop's thread, once the model is there
 """Characters that are looked up between two chances for other threads: about 0.5 ms, if most words are known."""
 
 SLICE = 256
@@ -221,6 +222,8 @@ class StaticEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """An array of shape (texts, 256), float32, each row of unit length, or zero for an empty text."""
+        if _loaded and len(texts) == 1 and len(texts[0]) <= _QUESTION:
+            return self.embed_now(texts)  # the way to a thread would take longer
         if self._threads is None:
             self._threads = ThreadPoolExecutor(1, thread_name_prefix="unwait-vectors")
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.embed_now, texts)
