@@ -29,7 +29,7 @@ help:
 	@echo "make demo          pages fetched, 500 calls to a limiting, failing API, documents ingested and searched (2 minutes)"
 	@echo "make test          the tests; make test-full those that need PostgreSQL, Ray and a real language model"
 	@echo "make conformance   CPython's own asyncio tests on unwait's loop"
-	@echo "make bench         measure against other loops and libraries; renders docs/performance.md and docs/flow.md (12 minutes)"
+	@echo "make bench         measure against other loops and libraries; renders the tables in docs (16 minutes)"
 	@echo "make lint          ruff, mypy, stubtest"
 	@echo "make clean         remove everything that was built, and the virtual environments"
 	@echo "PYTHON=python3.13 make test uses another interpreter; ARGS=... is handed on."
