@@ -141,23 +141,26 @@ class RayIngestion:
 
     async def check(self) -> None:
         """See `Ingestion.check`."""
-        async with self._trial:
-            await self._trial.check()
+        await self._trial.check()
 
     async def __aenter__(self) -> Self:
         # What an actor could not open is said here, and once.
-        async with self._trial:
-            pass
-        if not ray.is_initialized():
-            self._started = True
-            await asyncio.to_thread(
-                ray.init, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-            )
+        await self._trial.__aenter__()
+        try:
+            if not ray.is_initialized():
+                self._started = True
+                await asyncio.to_thread(
+                    ray.init, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                )
+        except BaseException:
+            await self._trial.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._trial.__aexit__(kind, error, trace)
         if self._started:
             await asyncio.to_thread(ray.shutdown)
             return
