@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from .support import SINCE_312, turns
+from .support import SINCE_312, SINCE_313, turns
 
 PIPE = subprocess.PIPE
 CAT = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
@@ -182,6 +182,38 @@ async def test_signalling_a_child_that_is_gone(loop):
         process.terminate()
     with pytest.raises(ProcessLookupError):
         process.send_signal(signal.SIGHUP)
+
+
+@pytest.mark.asyncio_flawed(True, "kill() may take the exit code from who waits for it")
+@pytest.mark.parametrize(
+    "end",
+    [lambda process: process.kill(), lambda process: process._transport.close()],
+    ids=["kill", "close"],
+)
+async def test_a_child_that_has_ended_when_it_is_killed_keeps_its_exit_code(loop, end):
+    process = await python("raise SystemExit(7)")
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # and the loop has had no turn to see it
+    end(process)
+    assert await process.wait() == 7
+
+
+@pytest.mark.asyncio_flawed(SINCE_313, "signals the process id of a child that it has reaped")
+async def test_who_has_the_number_of_a_reaped_child_gets_no_signal(loop, monkeypatch):
+    transport, protocol = await loop.subprocess_shell(Recorder, "exec 3<&0; cat <&3 & exit 7")
+    while "exited" not in protocol.calls:
+        await asyncio.sleep(0.005)
+    # Its transport stays as long as there is somebody at the other end of a pipe.
+    signalled = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", lambda *call: signalled.append(call))
+        transport.kill()
+        transport.terminate()
+        transport.send_signal(signal.SIGHUP)
+    assert not signalled
+    transport.get_pipe_transport(0).close()
+    await protocol.lost
+    assert transport.get_returncode() == 7
+    transport.close()
 
 
 async def test_a_cancelled_wait_leaves_the_child(loop):

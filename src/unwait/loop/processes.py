@@ -22,6 +22,7 @@ class SubprocessTransport(BaseSubprocessTransport):
         _proc: subprocess.Popen[Any]
 
         def get_pid(self) -> int: ...
+        def _check_proc(self) -> None: ...
 
     def _start(
         self,
@@ -43,6 +44,11 @@ class SubprocessTransport(BaseSubprocessTransport):
             bufsize=bufsize,
             **options,
         )
+
+    def send_signal(self, signal: int) -> None:
+        self._check_proc()
+        # By Popen, which knows of a child that has been reaped: its number may be another process's by now.
+        self._proc.send_signal(signal)
 
 
 class Processes(asyncio.BaseEventLoop):
