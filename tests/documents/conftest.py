@@ -1,4 +1,4 @@
-"""A real PostgreSQL with pgvector, for the tests of stores.
+"""The stores to be tested: a file, and a database of a real PostgreSQL with pgvector.
 
 The server starts when a test first asks for it, and ends with the test session, however that ends.
 """
@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,14 @@ def postgres_database(postgres_address: str) -> Iterator[str]:
     on_server(postgres_address, f"CREATE DATABASE {name}")
     yield f"{postgres_address.rpartition('/')[0]}/{name}"
     on_server(postgres_address, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.full)])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a fresh database is, in each of the stores."""
+    if request.param == "sqlite":
+        return str(tmp_path / "kb.db")
+    return str(request.getfixturevalue("postgres_database"))
 
 
 def on_server(address: str, statement: str) -> None:

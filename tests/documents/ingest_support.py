@@ -79,7 +79,10 @@ def logged(log: Path, what: str) -> set[str]:
 async def run_child(
     die: dict[str, Any] | None, options: dict[str, Any], log: Path, *, kill_after: float | None = None
 ) -> int:
-    """Ingest in a process of its own, which kills itself as `die` says or is killed; its exit code."""
+    """Ingest in a process of its own, which kills itself as `die` says or is killed; its exit code.
+
+    To be called on unwait's loop: on asyncio's, the `kill` of one that has just ended may cost its exit code.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(CHILD),

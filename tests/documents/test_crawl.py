@@ -22,6 +22,8 @@ from unwait.documents.model import Content, Source
 from unwait.documents.sources import Listing
 from unwait.web.client import Client
 
+from .server_support import running, serving
+
 Answer = str | web.Response | Callable[[web.Request], Any]
 
 
@@ -61,22 +63,9 @@ class Site:
 
 
 @asynccontextmanager
-async def running(app: web.Application) -> AsyncIterator[str]:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
-@asynccontextmanager
 async def site_of(pages: Mapping[str, Any]) -> AsyncIterator[Site]:
     site = Site(pages)
-    app = web.Application()
-    app.router.add_get("/{path:.*}", site.answer)
-    async with running(app) as site.base:
+    async with serving(site.answer) as site.base:
         yield site
 
 

@@ -16,12 +16,13 @@ from flaky_models import vector
 
 from unwait.documents.finished import Embedding, Finished
 from unwait.documents.model import Chunk, Document, Versions
-from unwait.documents.models import Answer
 from unwait.documents.openai import Endpoint, OpenAIEmbedder
 from unwait.documents.sqlite_store import SqliteStore
 from unwait.documents.store import StoreError
 from unwait.flow.retry import Retry
 from unwait.web.errors import ConnectionFailed, InvalidAnswer, StatusError
+
+from .chat_support import Chat, Messages
 
 if TYPE_CHECKING:
     from unwait.documents.model import Vectors
@@ -202,25 +203,13 @@ def test_a_waiter_that_is_cancelled_costs_the_others_nothing(run: Run, opened: O
 
 
 def test_a_conversation_is_known_by_all_that_is_asked(run: Run, opened: Opened) -> None:
-    class Chat:
-        name = "chat"
-
-        def __init__(self) -> None:
-            self.asked = 0
-
-        async def complete(
-            self,
-            messages: Sequence[Mapping[str, str]],
-            *,
-            schema: Mapping[str, Any] | None = None,
-            max_tokens: int = 1024,
-        ) -> Answer:
-            self.asked += 1
-            return Answer(f"half \ud83d {self.asked}", 10, 5)
+    class Numbered(Chat):
+        def reply(self, messages: Messages) -> str:
+            return f"half \ud83d {len(self.asked)}"
 
     async def main() -> None:
         async with opened() as store:
-            chat, finished = Chat(), Finished(store)
+            chat, finished = Numbered(), Finished(store)
             one = [{"role": "user", "content": "ab"}]
             for messages, schema, most in [
                 (one, None, 5),
@@ -230,13 +219,13 @@ def test_a_conversation_is_known_by_all_that_is_asked(run: Run, opened: Opened) 
                 (one, None, 5),
             ]:
                 await finished.complete("a", "summary", chat, messages, schema=schema, max_tokens=most)
-            assert chat.asked == 4
+            assert len(chat.asked) == 4
             assert (finished.counts.calls, finished.counts.kept, finished.counts.tokens) == (4, 1, 60)
             answer = await finished.complete("a", "summary", chat, one, max_tokens=5)
             assert answer == "half \ud83d 1"
             await store.forget_calls("a", "summary:")
             await finished.complete("a", "summary", chat, one, max_tokens=5)
-            assert chat.asked == 5
+            assert len(chat.asked) == 5
 
     run(main())
 

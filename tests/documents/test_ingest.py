@@ -25,13 +25,6 @@ class Meeting(BaseModel):
     number: int
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.full)])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return str(tmp_path / "kb.db")
-    return str(request.getfixturevalue("postgres_database"))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_corpus(tmp_path / "notes")

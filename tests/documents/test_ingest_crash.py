@@ -46,13 +46,6 @@ BOUNDARIES = [(method, when, count) for method, count in METHODS.items() for whe
 BOUNDARIES += [("fail", "before", 1), ("fail", "after", 1), ("begin", "after", 1)]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.full)])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return str(tmp_path / "kb.db")
-    return str(request.getfixturevalue("postgres_database"))
-
-
 def write_sources(folder: Path, variant: str = "river") -> None:
     write_corpus(folder / "notes", documents=8, variant=variant)
     (folder / "notes" / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
@@ -108,7 +101,7 @@ def test_a_kill_at_the_boundary_of_a_stage_is_as_if_nothing_had_been(
             seen = comparable(await dump(address), tmp_path)
         assert seen == await uninterrupted(tmp_path, str(tmp_path / "whole.db"))
 
-    asyncio.run(scenario())
+    unwait.run(scenario())
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -136,7 +129,7 @@ def test_ten_kills_at_random_moments_end_in_the_same_database(
             seen = comparable(await dump(address), tmp_path)
         assert seen == await uninterrupted(tmp_path, str(tmp_path / "whole.db"))
 
-    asyncio.run(scenario())
+    unwait.run(scenario())
 
 
 class Crash(StoreError):

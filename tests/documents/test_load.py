@@ -6,8 +6,7 @@ import asyncio
 import os
 import socket
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,7 @@ from unwait.documents.load import load
 from unwait.documents.model import Content, Source, SourceFailed, State, Versions
 from unwait.web.client import Client
 
-Handler = Callable[[web.Request], Any]
-
-
-@asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[str]:
-    app = web.Application()
-    app.router.add_get("/{path:.*}", handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+from .server_support import serving
 
 
 def opened(**options: Any) -> AbstractAsyncContextManager[Client]:

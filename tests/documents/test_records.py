@@ -6,7 +6,7 @@ import datetime
 import enum
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -19,12 +19,13 @@ from flaky_models import _check_strict
 
 from unwait.documents.finished import Finished
 from unwait.documents.model import Chunk, Record, SourceFailed
-from unwait.documents.models import Answer
 from unwait.documents.openai import Endpoint, OpenAIChat
 from unwait.documents.records import Extractor, load_model, strict_schema
 from unwait.documents.sqlite_store import SqliteStore
 from unwait.flow.retry import Retry
 from unwait.web.errors import ClientError, ConnectionFailed
+
+from .chat_support import Chat, Messages
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -46,29 +47,16 @@ Invoice number: B-18. Due date: 2024-06-30, total: 9.99, currency: USD
 """
 
 
-class Scripted:
-    """A chat that gives one answer after the other, and notes what it is asked."""
-
-    name = "scripted"
+class Scripted(Chat):
+    """Gives one answer after the other."""
 
     def __init__(self, *answers: Any) -> None:
+        super().__init__()
         self.answers = list(answers)
-        self.asked: list[list[Mapping[str, str]]] = []
-        self.schemas: list[Any] = []
 
-    async def complete(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        schema: Mapping[str, Any] | None = None,
-        max_tokens: int = 1024,
-    ) -> Answer:
-        self.asked.append(list(messages))
-        self.schemas.append(schema)
+    def reply(self, messages: Messages) -> str | Exception:
         answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return Answer(answer if isinstance(answer, str) else json.dumps({"records": answer}))
+        return answer if isinstance(answer, str | Exception) else json.dumps({"records": answer})
 
 
 def one_chunk(text: str) -> list[Chunk]:

@@ -25,6 +25,8 @@ from unwait.documents.names import Seen
 from unwait.documents.sources import Listing
 from unwait.web.client import Client
 
+from .server_support import serving
+
 Answers = dict[str, Any]
 Serve = Callable[[Answers], AbstractAsyncContextManager[str]]
 
@@ -34,7 +36,7 @@ def serve() -> Serve:
     """`async with serve({path: body or (status, body)}) as base`: a server whose `{base}` in bodies is its address."""
 
     @asynccontextmanager
-    async def serving(answers: Answers) -> AsyncIterator[str]:
+    async def running(answers: Answers) -> AsyncIterator[str]:
         async def answer(request: web.Request) -> web.Response:
             found = answers.get(request.path_qs, (404, b""))
             status, body = found if isinstance(found, tuple) else (200, found)
@@ -42,18 +44,10 @@ def serve() -> Serve:
                 body = body.replace("{base}", base).encode()
             return web.Response(status=status, body=body)
 
-        app = web.Application()
-        app.router.add_get("/{path:.*}", answer)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with serving(answer) as base:
             yield base
-        finally:
-            await runner.cleanup()
 
-    return serving
+    return running
 
 
 def make(directory: Path, *files: str) -> None:

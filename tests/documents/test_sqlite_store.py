@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import signal
 import sqlite3
 import struct
@@ -21,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unwait.documents import sqlite_files, sqlite_find, sqlite_schema
+from unwait.documents import sqlite_connections, sqlite_files, sqlite_find, sqlite_schema
 from unwait.documents.model import Failure, Filter, Record
 from unwait.documents.sqlite_store import SqliteStore
 from unwait.documents.store import StoreBusy, StoreError
@@ -164,15 +165,16 @@ class TestForeignFiles:
             await store.save(make_document("a"), 1)
         assert_whole(path)
 
-    @pytest.mark.parametrize("pages", [False, True], ids=["before its pages", "before its end"])
+    @pytest.mark.parametrize(
+        "size", [0, 4096, None], ids=["before its pages", "after its first page", "before its end"]
+    )
     async def test_one_half_made_when_its_process_was_killed_is_made_anew(
-        self, loop: Any, path: str, pages: bool
+        self, loop: Any, path: str, size: int | None
     ) -> None:
-        if pages:
-            with closing(sqlite3.connect(path)) as connection:
-                connection.executescript(sqlite_schema._SCHEMA)
-        else:
-            Path(path).touch()
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(sqlite_schema._SCHEMA)
+        if size is not None:
+            os.truncate(path, size)
         # The log of a transaction that is not committed, and began with an empty file: back to that.
         magic = bytes.fromhex("d9d505f920a163d7")
         Path(f"{path}-journal").write_bytes(
@@ -300,8 +302,8 @@ class TestEnds:
         self, loop: Any, path: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """SQLite itself begins the log anew only in a moment when nobody reads."""
-        monkeypatch.setattr(sqlite_files, "MOST_LOG", 300_000)
-        monkeypatch.setattr(sqlite_files, "LOG_WAIT_MS", 1)
+        monkeypatch.setattr(sqlite_connections, "MOST_LOG", 300_000)
+        monkeypatch.setattr(sqlite_connections, "LOG_WAIT_MS", 1)
         document = make_document("a", ["word " * 200] * 50)
         async with SqliteStore(path) as store:
             for _ in range(20):
@@ -348,7 +350,7 @@ class TestEnds:
             connection.execute("PRAGMA max_page_count = 60")
             return connection
 
-        monkeypatch.setattr(sqlite_files, "open_to_write", small)
+        monkeypatch.setattr(sqlite_connections, "open_to_write", small)
         async with SqliteStore(path) as store:
             run = await store.begin({})
             await store.save(make_document("a"), run)
@@ -364,6 +366,27 @@ class TestEnds:
             assert await store.prune(second, ["here"]) == ["c"]
         async with SqliteStore(path) as store:
             assert [row.uri async for row in store.documents()] == ["a"]
+        assert_whole(path)
+
+    async def test_a_disk_that_is_full_at_the_last_checkpoint_costs_nothing(
+        self, loop: Any, path: str
+    ) -> None:
+        document = make_document("a", ["word " * 200] * 50)
+        allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            async with SqliteStore(path) as store:
+                await store.save(document, 1)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(path), allowed[1]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+        # What was written of the store counts pages that are in the log alone.
+        with (
+            closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as alone,
+            pytest.raises(sqlite3.DatabaseError, match="malformed"),
+        ):
+            alone.execute("PRAGMA application_id")
+        async with SqliteStore(path) as store:
+            assert_same(await store.document("a"), document)
         assert_whole(path)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import re
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,6 @@ from unwait.documents.store import Store, StoreBusy, open_store
 from .store_support import SPACE, assert_same, make_document, positions, vector
 
 NOWHERE = Filter()
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.full)])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a fresh database is."""
-    if request.param == "sqlite":
-        return str(tmp_path / "kb.db")
-    return str(request.getfixturevalue("postgres_database"))
 
 
 @pytest.fixture

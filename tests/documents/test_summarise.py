@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from unwait.documents.finished import Finished
 from unwait.documents.model import Chunk
-from unwait.documents.models import Answer
 from unwait.documents.openai import Endpoint, OpenAIChat
 from unwait.documents.prompts import quoted, windows
 from unwait.documents.sqlite_store import SqliteStore
 from unwait.documents.summarise import ChatSummariser
 from unwait.flow.retry import Retry
 from unwait.web.errors import ConnectionFailed
+
+from .chat_support import Chat, Messages
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 property_test = settings(max_examples=200, derandomize=True, deadline=None, database=None)
@@ -34,28 +35,20 @@ def chunks_of(text: str, size: int, overlap: int = 0) -> list[Chunk]:
     ]
 
 
-class Echo:
-    """A chat that notes what it is asked, and answers with the first words of the document."""
+class Echo(Chat):
+    """Answers with the first words of the document."""
 
     def __init__(self, name: str = "echo", fails: Callable[[int], bool] = lambda number: False) -> None:
-        self.name = name
+        super().__init__(name)
         self.fails = fails
-        self.asked: list[Sequence[Mapping[str, str]]] = []
 
-    async def complete(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        schema: Mapping[str, Any] | None = None,
-        max_tokens: int = 1024,
-    ) -> Answer:
-        self.asked.append(messages)
+    def reply(self, messages: Messages) -> str | Exception:
         if self.fails(len(self.asked)):
-            raise ConnectionFailed("cut off")
-        return Answer(f" {' '.join(document_in(messages).split()[:3])} \n", 100, 10)
+            return ConnectionFailed("cut off")
+        return f" {' '.join(document_in(messages).split()[:3])} \n"
 
 
-def document_in(messages: Sequence[Mapping[str, str]]) -> str:
+def document_in(messages: Messages) -> str:
     found = re.search(r"^<(document-\w+)>\n(.*)\n</\1>\Z", messages[-1]["content"], re.DOTALL | re.MULTILINE)
     assert found
     return found[2]
@@ -136,16 +129,15 @@ def test_what_does_not_fit_is_summarised_in_parts_and_then_as_a_whole(run: Run, 
             parts = document_in(chat.asked[-1]).split("\n\n")
             assert len(parts) == count
             assert summary == " ".join(parts[0].split()[:3])
-            assert (finished.counts.calls, finished.counts.tokens) == (6, 660)
+            assert (finished.counts.calls, finished.counts.tokens) == (6, 90)
 
     run(main())
 
 
 def test_parts_of_parts_are_summarised_until_they_fit(run: Run, tmp_path: Path) -> None:
     class Wordy(Echo):
-        async def complete(self, messages: Any, **options: Any) -> Answer:
-            await super().complete(messages, **options)
-            return Answer("long " * 2000)
+        def reply(self, messages: Messages) -> str:
+            return "long " * 2000
 
     async def main() -> None:
         chat = Wordy()

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -397,6 +398,22 @@ async def test_a_file_that_a_killed_run_was_making_is_gone_on_with(
     with JournalReader(tmp_path / "half.db") as journal:
         assert len(journal.runs()) == 1
 
+    # Killed in the commit itself, when it had written the first page: the log says that the file was empty.
+    with closing(sqlite3.connect(tmp_path / "begun.db", isolation_level=None)) as connection:
+        connection.executescript(f"BEGIN; {journal_file._SCHEMA} COMMIT;")
+    os.truncate(tmp_path / "begun.db", 4096)
+    magic = bytes.fromhex("d9d505f920a163d7")
+    (tmp_path / "begun.db-journal").write_bytes(
+        (magic + struct.pack(">5I", 0, 1, 0, 512, 4096)).ljust(512, b"\0")
+    )
+    with pytest.raises(
+        JournalMismatch, match=r"begun\.db is no journal yet: the run that was making it was killed"
+    ):
+        JournalReader(tmp_path / "begun.db")
+    await Journal(tmp_path / "begun.db").session("f", seen.commits.append, seen.failures.append).close()
+    with JournalReader(tmp_path / "begun.db") as journal:
+        assert len(journal.runs()) == 1
+
 
 async def test_a_journal_can_be_read_where_no_file_can_be_made_beside_it(
     loop: asyncio.AbstractEventLoop, seen: Observer
@@ -567,6 +584,33 @@ async def test_a_full_disk_breaks_the_run_and_loses_nothing_reported(
     assert set(seen.tags) <= set(rows(path))
     assert rows(path, "PRAGMA integrity_check") == ["ok"]
     await session.close()
+
+
+async def test_a_disk_that_is_full_at_the_last_checkpoint_costs_nothing(
+    loop: asyncio.AbstractEventLoop, opened: Callable[..., Session], path: Path, seen: Observer
+) -> None:
+    session = opened()
+    session.done("a", os.urandom(20_000).hex(), "a", **FIGURES)
+    while not seen.commits:
+        await asyncio.sleep(0.001)
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, allowed[1]))
+    try:
+        await session.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    # What was written of the journal counts pages that are in the log alone.
+    with (
+        closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as alone,
+        pytest.raises(sqlite3.DatabaseError, match="malformed"),
+    ):
+        alone.execute("PRAGMA application_id")
+    with JournalReader(path) as journal:
+        assert [item.key for item in journal.items()] == ["a"]
+    session = opened()
+    assert session.find("a") is not None
+    await session.close()
+    assert rows(path, "PRAGMA integrity_check") == ["ok"]
 
 
 async def test_a_failure_of_the_last_commit_is_told_before_close_returns(

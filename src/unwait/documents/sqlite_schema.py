@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
-from urllib.parse import quote
 
 from unwait.documents.store import StoreError
+from unwait.flow.sqlite_header import NotRegular, identity, location
 
 APPLICATION_ID = 0x756E7764  # "unwd"
 JOURNAL_ID = 0x756E7774  # that of a journal of unwait.flow
@@ -32,6 +31,7 @@ FORMAT = 2
 SHIFT = 24  # bits of a chunk's id for its position
 BLOCK = 128
 BUSY_SECONDS = 60.0
+LOG_PAGES = 4000  # of 4 KiB, after which the log is taken into the file: less often, most pages are written fewer times
 _NO_ROOM_BESIDE = (
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_READONLY_DIRECTORY,
@@ -95,6 +95,7 @@ def open_to_write(path: str) -> sqlite3.Connection:
         _write_ahead(connection)
         # NORMAL: a commit survives the death of the process; that of the machine may cost the last commits.
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     except BaseException:
         connection.close()
         raise
@@ -108,7 +109,7 @@ def open_to_read(path: str) -> sqlite3.Connection:
         try:
             connection.execute("SELECT changes FROM state").fetchone()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode not in _NO_ROOM_BESIDE or log_size(path):
+            if error.sqlite_errorcode not in _NO_ROOM_BESIDE or log_size(os.path.realpath(path)):
                 raise
             # A closed store in a directory where this user can make no files: nobody writes it now.
             connection.close()
@@ -121,44 +122,23 @@ def open_to_read(path: str) -> sqlite3.Connection:
     return connection
 
 
-def log_size(path: str) -> int:
-    """The bytes of the log beside it, which its connections write first."""
+def log_size(file: str) -> int:
+    """The bytes of the log beside the file (no symbolic link), which its connections write first."""
     try:
-        return os.stat(f"{os.path.realpath(path)}-wal").st_size
+        return os.stat(f"{file}-wal").st_size
     except FileNotFoundError:
         return 0
-
-
-def _identity(path: str, mode: str) -> tuple[int, int]:
-    """Its application id and its format."""
-    with closing(_connect(path, mode)) as connection:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (written_as,) = connection.execute("PRAGMA user_version").fetchone()
-    return application, written_as
 
 
 def refuse_foreign(path: str) -> bool:
     """Raise StoreError for what is not a store of this format; whether there is no file, or an empty one."""
     try:
-        found = os.stat(path)
-    except FileNotFoundError:
+        found = identity(path)
+    except NotRegular as error:
+        raise StoreError(f"{path} is no store of documents: it is {error}; name another file") from None
+    if found is None:
         return True
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
-        raise StoreError(f"{path} is no store of documents: it is {kind}; name another file")
-    if not found.st_size:
-        return True
-    # Through SQLite, which closes no descriptor that this process's locks depend on.
-    try:
-        application, written_as = _identity(path, "ro&immutable=1")
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-            application, written_as = 0, 0
-        elif error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT:
-            # A part of it may be in the log alone, of which that knows nothing.
-            application, written_as = _identity(path, "ro")
-        else:
-            raise
+    application, written_as = found
     if application == JOURNAL_ID:
         raise StoreError(f"{path} is no store of documents: it is a journal of unwait; name another file")
     if application != APPLICATION_ID:
@@ -247,7 +227,7 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 
 def _connect(path: str, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(
-        f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode={mode}",
+        location(path, mode),
         uri=True,
         timeout=BUSY_SECONDS,
         isolation_level=None,

@@ -15,12 +15,11 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-import stat
 import time
-from contextlib import closing, suppress
-from urllib.parse import quote
+from contextlib import suppress
 
 from unwait.flow.journal import JournalBusy, JournalError, JournalMismatch
+from unwait.flow.sqlite_header import NotRegular, identity, location
 
 APPLICATION_ID = 0x756E7774  # "unwt"
 FORMAT = 1
@@ -77,6 +76,10 @@ class WriterLock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
 
+    def fileno(self) -> int:
+        """The descriptor: a process that inherits it has the same right, until both have ended."""
+        return self._descriptor
+
     def release(self) -> None:
         """To be called once the journal is closed."""
         with suppress(OSError):
@@ -90,7 +93,7 @@ def open_to_write(path: str) -> sqlite3.Connection:
     Raises JournalMismatch, and what SQLite raises.
     """
     refuse_foreign(path)
-    connection = _connect(path)
+    connection = _connect(path, "rwc")
     try:
         if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
             # In one transaction, and before the file is in WAL mode: the file is a journal or it is empty.
@@ -132,7 +135,7 @@ def open_to_read(path: str) -> sqlite3.Connection:
         os.stat(path)
         if refuse_foreign(path):
             raise JournalMismatch(f"{path} is no journal: it is empty")
-        connection = _connect(f"{_location(path)}?mode=ro")
+        connection = _connect(path, "ro")
         try:
             connection.execute("SELECT count(*) FROM meta").fetchone()
         except sqlite3.OperationalError as error:
@@ -147,7 +150,7 @@ def open_to_read(path: str) -> sqlite3.Connection:
             ):
                 raise
             # A closed journal in a directory where this user can make no files: nobody writes it now.
-            connection = _connect(f"{_location(path)}?immutable=1")
+            connection = _connect(path, "ro&immutable=1")
         except BaseException:
             connection.close()
             raise
@@ -159,23 +162,12 @@ def open_to_read(path: str) -> sqlite3.Connection:
 def refuse_foreign(path: str) -> bool:
     """Raise JournalMismatch for what is not a journal of this format; whether there is no file, or an empty one."""
     try:
-        found = os.stat(path)
-    except FileNotFoundError:
+        found = identity(path)
+    except NotRegular as error:
+        raise JournalMismatch(f"{path} is no journal: it is {error}; name another file") from None
+    if found is None:
         return True
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
-        raise JournalMismatch(f"{path} is no journal: it is {kind}; name another file")
-    if not found.st_size:
-        return True
-    # Through SQLite, which closes no descriptor that this process's locks depend on.
-    with closing(_connect(f"{_location(path)}?immutable=1")) as connection:
-        try:
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (written_as,) = connection.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
-                raise
-            application = None
+    application, written_as = found
     if application != APPLICATION_ID:
         raise JournalMismatch(f"{path} is no journal: it holds something else; name another file")
     if written_as > FORMAT:
@@ -186,14 +178,10 @@ def refuse_foreign(path: str) -> bool:
     return False
 
 
-def _location(path: str) -> str:
-    return f"file:{quote(os.path.abspath(path))}"
-
-
-def _connect(location: str) -> sqlite3.Connection:
+def _connect(path: str, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(
-        location,
-        uri=location.startswith("file:"),
+        location(path, mode),
+        uri=True,
         timeout=BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
