@@ -95,8 +95,6 @@ async def by_unwait(todo: Work, **options: Any) -> dict[str, float]:
 
     for name in IMPORTED:
         importlib.import_module(f"unwait.documents.{name}")
-    # As the command does it.
-    options["processes"] = processes = cores()
     if todo.site:
         sources: list[Any] = todo.urls
         options |= {"embed": "openai:bench", "base_url": todo.api, "limit": LIMIT, "per_host": LIMIT}
@@ -113,7 +111,7 @@ async def by_unwait(todo: Work, **options: Any) -> dict[str, float]:
             "lag_p99_ms": report.lag_p99 * 1000,
         }
 
-    return await timed(work(), processes)
+    return await timed(work(), cores() + 1)
 
 
 async def stage_alone(todo: Work, name: str) -> dict[str, float]:

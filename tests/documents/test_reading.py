@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,6 @@ def read_or_die(job: Job) -> Reading:
     if job.uri.endswith(DEADLY):
         os.kill(os.getpid(), signal.SIGKILL)
     return read(job)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def resource_tracker_running() -> None:
-    """The standard library's one process that stays: it must not count as left behind by a test."""
-    resource_tracker.ensure_running()
 
 
 @pytest.fixture
@@ -85,18 +78,17 @@ async def test_a_document_that_kills_its_reader_is_a_failure_of_its_own(
     loop: Any, at_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_corpus(tmp_path / "notes", documents=30)
-    read_in_thread = Readers._start
+    read_when_ready = Readers.__call__
 
     async def wait_for_processes(self: Readers, job: Job) -> Reading:
         # The deadly one must not be read in a thread of this process.
         if self._starting is None:
-            self._workers = reading.place(read_or_die, "process", 2)
-            self._starting = loop.create_task(read_in_thread(self, self._workers))
+            self._starting = loop.create_task(self._start(job))
         await self._starting
-        assert self._workers is not None
-        return await self._workers(job)
+        return await read_when_ready(self, job)
 
     monkeypatch.setattr(Readers, "__call__", wait_for_processes)
+    monkeypatch.setattr(reading, "read", read_or_die)
     (tmp_path / "notes" / DEADLY).write_text("words that kill")
     rows: list[Row] = []
     report = await unwait.ingest(

@@ -144,7 +144,6 @@ def ingest(
     # Here, so that the other commands do not wait for them.
     from unwait.cli import fetch_options as given
     from unwait.cli.ingest_run import Rows, run_ingest
-    from unwait.flow.workers import cores
 
     if not sources and not retry_failed:
         raise given.bad("name files, directories or URLs", "SOURCE")
@@ -171,7 +170,7 @@ def ingest(
         "rate": given.rate(rate, "--rate"),
         "tokens": given.rate(tokens, "--tokens"),
         "max_bytes": given.size(max_bytes),
-        "processes": processes if processes is not None else cores() if cores() > 1 else 0,
+        "processes": processes,
         "prune": prune,
         "retry_failed": retry_failed,
         "engine": engine.value,

@@ -8,6 +8,7 @@ first asker leads: if that one fails or is cancelled, the next leads in its plac
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -149,11 +150,12 @@ class _Passage:
     uri: str
     digest: str
     text: str
+    tokens: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """In the place of a row: an error that is not the passage's, which another call would only meet again."""
+    """In the place of rows: an error that is not the passages', which another call would only meet again."""
 
     error: Exception
 
@@ -172,12 +174,13 @@ class Embedding:
         self._store = finished.store
         self._flights: dict[str, asyncio.Future[Vectors]] = {}
         self._room = asyncio.Semaphore(embedder.at_once)
-        self._batch: Batch[_Passage, Vectors | _Failed] = Batch(
+        # Of pieces of documents, each of which one call takes; its cost is the part that it takes of a call.
+        self._batch: Batch[Sequence[_Passage], Vectors | _Failed] = Batch(
             self._embed_and_keep,
             size=embedder.batch,
             max_wait=_MAX_WAIT,
-            max_cost=embedder.batch_tokens,
-            cost=lambda passage: embedder.tokens(passage.text),
+            max_cost=1.0,
+            cost=self._share,
             limit=embedder.at_once,
         )
 
@@ -209,9 +212,9 @@ class Embedding:
 
     async def _block(self, uri: str, chunks: Sequence[Chunk]) -> tuple[Vectors, int]:
         if len(chunks) <= _IN_LOOP:
-            digests, passages = _passages(uri, chunks)
+            digests, passages = self._passages(uri, chunks)
         else:
-            digests, passages = await asyncio.to_thread(_passages, uri, chunks)
+            digests, passages = await asyncio.to_thread(self._passages, uri, chunks)
         if self._embedder.paid:
             rows, own = await self._paid(uri, passages)
         else:
@@ -220,6 +223,15 @@ class Embedding:
             rows.update(await self._embedded(missing))
             own = len(missing)
         return np.stack([rows[key] for key in digests]), own
+
+    def _passages(self, uri: str, chunks: Sequence[Chunk]) -> tuple[list[str], dict[str, _Passage]]:
+        """The digest of each chunk's passage, and the passages by it."""
+        texts = [chunk.passage for chunk in chunks]
+        digests = list(map(digest, texts))
+        return digests, {
+            key: _Passage(uri, key, text, self._embedder.tokens(text))
+            for key, text in dict(zip(digests, texts, strict=True)).items()
+        }
 
     # Models that cost nothing: each document's passages for themselves, in as few calls as may be.
 
@@ -240,12 +252,13 @@ class Embedding:
         some: list[_Passage] = []
         cost = 0.0
         for passage in passages:
-            more = self._embedder.tokens(passage.text)
-            if some and (len(some) >= self._embedder.batch or cost + more > self._embedder.batch_tokens):
+            if some and (
+                len(some) >= self._embedder.batch or cost + passage.tokens > self._embedder.batch_tokens
+            ):
                 yield some
                 some, cost = [], 0.0
             some.append(passage)
-            cost += more
+            cost += passage.tokens
         yield some
 
     # Models that are paid for.
@@ -297,24 +310,38 @@ class Embedding:
             )
             missing = [passage for passage in missing if passage.digest not in rows]
 
-        async def ask(passage: _Passage) -> None:
-            found = await self._batch(passage)
+        async def ask(piece: Sequence[_Passage]) -> None:
+            try:
+                found = await self._batch(piece)
+            except ClientError:
+                if len(piece) == 1:
+                    raise
+                # It was alone in its last call, and may have one that the model does not take.
+                middle = (len(piece) + 1) // 2
+                await each(ask, (piece[:middle], piece[middle:]))
+                return
             if isinstance(found, _Failed):
                 raise found.error
-            rows[passage.digest] = found
+            rows.update(zip((passage.digest for passage in piece), found, strict=True))
 
-        await each(ask, missing, _BLOCK)
+        if missing:
+            await each(ask, self._slices(missing), _BLOCK)
         return len(missing)
 
-    async def _embed_and_keep(self, passages: list[_Passage]) -> Sequence[Vectors | _Failed]:
+    def _share(self, piece: Sequence[_Passage]) -> float:
+        tokens = sum(passage.tokens for passage in piece)
+        return max(len(piece) / self._embedder.batch, tokens / self._embedder.batch_tokens)
+
+    async def _embed_and_keep(self, pieces: list[Sequence[_Passage]]) -> Sequence[Vectors | _Failed]:
+        passages = [passage for piece in pieces for passage in piece]
         try:
             found = await self._embedder.embed([passage.text for passage in passages])
         except ClientError as error:
             if _may_be_a_texts(error):
                 raise
-            return [_Failed(error)] * len(passages)
+            return [_Failed(error)] * len(pieces)
         self._finished.calls += 1
-        self._finished.tokens += sum(self._embedder.tokens(passage.text) for passage in passages)
+        self._finished.tokens += sum(passage.tokens for passage in passages)
         kept: dict[str, dict[str, bytes]] = {}
         for passage, row in zip(passages, found, strict=True):
             kept.setdefault(passage.uri, {})[self._key(passage)] = _bytes(row)
@@ -322,8 +349,9 @@ class Embedding:
             await self._finished.keep(kept)
         except Exception as error:
             # The batch would halve itself for it, and pay again.
-            return [_Failed(error)] * len(passages)
-        return list(found)
+            return [_Failed(error)] * len(pieces)
+        ends = itertools.accumulate(map(len, pieces))
+        return [found[end - len(piece) : end] for piece, end in zip(pieces, ends, strict=True)]
 
     async def _keep(self, uri: str, passages: Sequence[_Passage], rows: Mapping[str, Vectors]) -> None:
         """Keep for this document what was asked for another one, with which it would go."""
@@ -345,10 +373,3 @@ def _may_be_a_texts(error: ClientError) -> bool:
 
 def _bytes(row: Vectors) -> bytes:
     return row.astype("<f4", copy=False).tobytes()
-
-
-def _passages(uri: str, chunks: Sequence[Chunk]) -> tuple[list[str], dict[str, _Passage]]:
-    """The digest of each chunk, and the passages by digest."""
-    texts = [chunk.passage for chunk in chunks]
-    digests = [digest(text) for text in texts]
-    return digests, {key: _Passage(uri, key, text) for key, text in zip(digests, texts, strict=True)}

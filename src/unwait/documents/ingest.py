@@ -16,7 +16,9 @@ from unwait.documents.report import IngestReport, LagMeter, Row, peak_memory
 from unwait.documents.settings import resolve
 from unwait.documents.sources import Listing
 from unwait.documents.store import Store, StoreBusy, open_store
+from unwait.flow.coprocess import possible
 from unwait.flow.stats import Report
+from unwait.flow.workers import cores
 from unwait.web.client import Client
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ async def ingest(
     rate: str | None = None,
     tokens: str | None = None,
     max_bytes: int = 50 << 20,
-    processes: int = 0,
+    processes: int | None = None,
     prune: bool = False,
     retry_failed: bool = False,
     progress: bool | Callable[[Report], None] | None = None,
@@ -79,9 +81,9 @@ async def ingest(
     nothing else; a document is replaced when it is whole. With `prune`, what these sources no longer list is removed.
 
     `limit` bounds what waits at the same time, `per_host` the requests to one host, `rate` ("500/min") the calls of
-    each model, `tokens` ("90000/min") what they take; `max_bytes` a source. Where much is to be read, `processes` may
-    extract, chunk and embed: 0 for none, as they import the main module, which must then be guarded as for
-    `where="process"` of `map`. `progress` and `grace` are those of `map`. `on_row` is called for each source when what
+    each model, `tokens` ("90000/min") what they take; `max_bytes` a source. Where much is to be read, `processes` of
+    its own may extract, chunk and embed (one a core if not said, 0 for none), and one more writes a SQLite store that
+    is not open yet. `progress` and `grace` are those of `map`. `on_row` is called for each source when what
     became of it is stored. With `engine="ray"`, `workers` actors share the work.
 
     A source that fails is a row and a count of the report, never an exception. Raises ValueError for what makes
@@ -95,6 +97,8 @@ async def ingest(
         raise ValueError(f'engine must be "local" or "ray", not {engine!r}')
     if not all(map(os.fspath, named)):
         raise ValueError("a source has an empty name")
+    if processes is None:
+        processes = cores() if cores() > 1 and possible() else 0
     if processes < 0:
         raise ValueError(f"processes must not be negative, and is {processes}")
     if min(limit, per_host, max_bytes, workers) < 1:
@@ -104,7 +108,9 @@ async def ingest(
         address: str | None = None
         if isinstance(store, str | os.PathLike):
             address = os.fspath(store)
-            opened = await stack.enter_async_context(open_store(address))
+            opened = await stack.enter_async_context(
+                open_store(address, process=processes > 0 and engine == "local")
+            )
         else:
             opened = store
             if opened in _writing:

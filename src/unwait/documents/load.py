@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from hashlib import blake2b
 
 from unwait.documents.files import read_file, too_large
@@ -66,6 +67,18 @@ async def load(source: Source, known: State | None, client: Client, *, max_bytes
     if response.size > max_bytes:
         raise too_large(max_bytes)
     return await content_of(response)
+
+
+async def load_files(paths: Sequence[str], max_bytes: int) -> list[Content | SourceFailed]:
+    """What each of these files consists of, or why it is not known; read one after the other in a thread."""
+    return await asyncio.to_thread(lambda: [_content_or_problem(path, max_bytes) for path in paths])
+
+
+def _content_or_problem(path: str, max_bytes: int) -> Content | SourceFailed:
+    try:
+        return _read(path, max_bytes)
+    except SourceFailed as problem:
+        return problem
 
 
 def _read(path: str, max_bytes: int) -> Content:

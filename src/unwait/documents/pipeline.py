@@ -12,13 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -26,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from unwait.documents import chunk, extract, extractive
 from unwait.documents.finished import Embedding, Finished
-from unwait.documents.load import load
+from unwait.documents.load import load, load_files
 from unwait.documents.model import (
     Chunk,
     Content,
@@ -44,6 +38,7 @@ from unwait.documents.reading import Job, Readers
 from unwait.documents.report import Counts, IngestReport, Row, StageSummary
 from unwait.documents.settings import EXTRACTIVE, NONE, STATIC, Settings
 from unwait.documents.store import Store, StoreError
+from unwait.flow.batches import Batch
 from unwait.flow.faults import describe, scrub
 from unwait.flow.pipeline import Pipeline, Stage
 from unwait.flow.pipeline_run import PipelineOutcome
@@ -60,13 +55,13 @@ if TYPE_CHECKING:
 
 _QUEUE = 64  # documents in front of a stage
 _QUEUE_BYTES = 16 << 20
-_READING = 4  # documents that are being read, or wait for a thread or a process that does it
+_READING = 64  # documents that are being read, or wait for a thread or a process that does it
 _EMBEDDING = 256  # documents that are being embedded
-_SAVERS = 4  # documents on their way into the store
-_UNDER_WAY = (
-    48 << 20
-)  # bytes of the documents between the first stage and the last; in memory they are several times that
+_SAVERS = 16  # documents on their way into the store
+_UNDER_WAY = 48 << 20  # bytes of the documents in all stages; in memory they are several times that
 _SMALL = 256 << 10  # bytes of a file that is read before there is room for it
+_FILES = 16  # such files that are read one after the other
+_THREADS = 4  # that do it
 _INLINE = 200  # chunks that a summary is made of in the loop's thread; it takes some 100 µs
 _LONGEST_ERROR = 2000  # characters
 
@@ -159,7 +154,9 @@ class Ingestion:
     async def __aenter__(self) -> Self:
         settings = self._settings
         try:
-            self._readers = Readers(settings.processes)
+            # Without vectors to make, reading takes about as long as what the loop does.
+            many = settings.processes if settings.embed == STATIC else (settings.processes + 1) // 2
+            self._readers = Readers(many)
             self._stack.push_async_callback(self._readers.aclose)
             self._model = embedder = await self._embedder()
             self.embedding = Embedding(embedder, self.finished)
@@ -268,6 +265,13 @@ class Ingestion:
         """Bring the sources into the store, as this run of it; the row of each as soon as that is stored."""
         self._run = run
         self._room = _Room(_UNDER_WAY)
+        # Together, as the way to a thread and back takes as long as reading several.
+        self._small_files: Batch[str, Content | SourceFailed] = Batch(
+            lambda paths: load_files(paths, min(self._settings.max_bytes, _SMALL)),
+            size=_FILES,
+            max_wait=0,
+            limit=_THREADS,
+        )
         limit = self._settings.limit
         stages = [
             Stage(self._load, limit=limit, name="load"),
@@ -327,16 +331,18 @@ class Ingestion:
     async def _content(self, work: Work, known: State | None) -> Content | None:
         """What the source consists of, when there is room for it. What a server sends is there before that."""
         source, most = work.source, self._settings.max_bytes
-        try:
-            at_once = most if source.path is None else min(most, _SMALL)
-            content = await load(source, known, self._client, max_bytes=at_once)
-        except SourceFailed as problem:
-            if problem.kind != "too large" or at_once == most or source.path is None:
-                raise
-            size = await asyncio.to_thread(_size, source.path)
-            if size <= most:
-                await self._room.take(work, size)
-            return await load(source, known, self._client, max_bytes=most)
+        content: Content | SourceFailed | None
+        if source.path is None or source.content is not None:
+            content = await load(source, known, self._client, max_bytes=most)
+        else:
+            content = await self._small_files(source.path)
+            if isinstance(content, SourceFailed):
+                if content.kind != "too large" or most <= _SMALL:
+                    raise content
+                size = await asyncio.to_thread(_size, source.path)
+                if size <= most:
+                    await self._room.take(work, size)
+                return await load(source, known, self._client, max_bytes=most)
         if content is not None:
             await self._room.take(work, len(content.body))
         return content

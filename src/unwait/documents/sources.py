@@ -13,6 +13,7 @@ import stat
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
 from contextlib import aclosing
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, TextIO, TypeAlias
@@ -38,6 +39,7 @@ Part: TypeAlias = "Source | AsyncGenerator[Part, None]"
 Parts: TypeAlias = AsyncGenerator[Part, None]
 
 _LONGEST_NAME = 1 << 16  # bytes of a line of a list
+_NAMES = 64  # that are looked at together
 _MOST_SITEMAPS = 10_000
 _DEEPEST_SITEMAP = 3
 _ESCAPED = re.compile(r"\\x([89a-f][0-9a-f])")
@@ -116,17 +118,20 @@ class Listing:
     async def _everything(self) -> Parts:
         if self._again is not None:
             yield self._failed_before(self._again)
-        for name in self._named:
-            yield self._list() if name == "-" else self._one(os.fspath(name))
+        names = (os.fspath(name) for name in self._named)
+        while some := list(islice(names, _NAMES)):
+            kinds = await asyncio.to_thread(lambda: [_kind_of(name) for name in some])
+            for name, kind in zip(some, kinds, strict=True):
+                yield self._list() if name == "-" else self._one(name, kind=kind)
 
     def _new(self, uri: str) -> bool:
         return self._seen.add(uri)
 
     # What is named.
 
-    def _one(self, name: str, origin: str | None = None) -> Parts:
+    def _one(self, name: str, origin: str | None = None, kind: str | SourceFailed | None = None) -> Parts:
         """The sources of one name. `origin` is what it was listed from before, if that was something else."""
-        return self._url(name, origin) if is_url(name) else self._path(name, origin)
+        return self._url(name, origin) if is_url(name) else self._path(name, origin, kind)
 
     async def _list(self) -> Parts:
         """What a list on standard input names."""
@@ -139,10 +144,11 @@ class Listing:
 
     # Files.
 
-    async def _path(self, name: str, origin: str | None) -> Parts:
+    async def _path(self, name: str, origin: str | None, kind: str | SourceFailed | None) -> Parts:
         path = os.path.abspath(name)
         uri = shown(path)
-        kind = await asyncio.to_thread(_kind, name and path)
+        if kind is None:
+            kind = await asyncio.to_thread(_kind, name and path)
         if kind == "directory":
             yield self._walk(await asyncio.to_thread(self._walk_of, path, origin), uri, origin)
         elif kind == "sitemap":
@@ -429,6 +435,10 @@ class _Lines(NamedTuple):
     origin: str
     path: str | None
     wanted: Seen
+
+
+def _kind_of(name: str) -> str | SourceFailed | None:
+    return None if name == "-" or is_url(name) else _kind(name and os.path.abspath(name))
 
 
 def _kind(path: str) -> str | SourceFailed:

@@ -3,6 +3,9 @@
 SQLite waits for the disk and for other processes, so nothing of it is called in the loop's thread. A connection that is
 closed while another thread uses it takes the interpreter with it: all are closed by the thread that writes, once the
 threads that read have ended and after all that was asked before.
+
+A long run may have a process that does what the threads do; see unwait.documents.sqlite_process. It comes when there
+is much to do, which the threads go on with until then.
 """
 
 from __future__ import annotations
@@ -10,51 +13,52 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from unwait.documents.sqlite_schema import (
-    BUSY_SECONDS,
-    log_size,
-    open_to_read,
-    open_to_write,
-    prepare,
-    stored,
-    transaction,
-)
+from unwait.documents.sqlite_connections import ReadConnections, Touch, WriteConnection, failed
+from unwait.documents.sqlite_schema import prepare
 from unwait.documents.store import StoreBusy, StoreError
 
 if TYPE_CHECKING:
+    from unwait.documents.sqlite_process import StoreProcess
     from unwait.flow.journal_file import WriterLock
 
 READERS = 4
 MOST_TOUCHES = 256
-MOST_LOG = 64 << 20  # bytes, and as many more for each time that somebody reads for too long
-LOG_WAIT_MS = 250
+MANY = 64  # reads and writes of a run after which a process is worth its start, which takes 0.2 s
+LOCK_WAIT = 10.0  # s for the process of a run that was killed to be gone as well
 Result = TypeVar("Result")
 
 
 class Files:
-    """The open file, its connections and threads. All methods but those with an underscore belong to the loop."""
+    """The open file, its connections, threads and process. All methods but those with an underscore are the loop's.
 
-    def __init__(self, path: str) -> None:
+    What is to be done is a function and its arguments; the first is a connection. Where a `process` may do it, the
+    function must be one of a module.
+    """
+
+    def __init__(self, path: str, *, process: bool = False) -> None:
         self.path = path
+        self._write_connection = WriteConnection(path)
+        self._read_connections = ReadConnections(path)
         self._writer = ThreadPoolExecutor(1, "unwait-store-writer")
         self._readers = ThreadPoolExecutor(READERS, "unwait-store-reader")
-        self._write_connection: sqlite3.Connection | None = None
-        self._idle: list[sqlite3.Connection] = []
-        self._most_log = MOST_LOG
+        self._may_start = process
+        self._starting: asyncio.Task[None] | None = None
+        self._process: StoreProcess | None = None
+        self._asked = 0
+        self._doing: set[asyncio.Future[Any]] = set()  # with touches
         self._lock: WriterLock | None = None
         self._closing = False
-        # Documents seen unchanged, and not committed yet: uri, origin, run.
-        self._touches: deque[tuple[str, str, int]] = deque()
+        # Documents seen unchanged, and not committed yet.
+        self._touches: deque[Touch] = deque()
         self._touched: dict[str, int] = {}
-        self._touching = threading.Lock()
 
     async def open(self) -> None:
         """Make the file if there is none. Raises StoreError."""
@@ -64,31 +68,42 @@ class Files:
             await self.close()
             raise
 
-    async def write(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """What `work` returns, in a transaction of its own; touches that wait go along. Raises StoreError."""
-        return await self._run(self._writer, self._writing, work)
+    async def write(self, work: Callable[..., Result], *arguments: Any, much: bool = False) -> Result:
+        """What `work` returns, in a transaction of its own; touches that wait go along. Raises StoreError.
 
-    async def write_many(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        `much` says that the arguments are not to be made bytes of within the loop's thread.
+        """
+        return await self._writing("write", work, arguments, much)
+
+    async def write_many(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """What `work` returns, which makes its transactions itself, after the touches that wait."""
-        return await self._run(self._writer, self._writing_many, work)
+        return await self._writing("write_many", work, arguments)
 
-    async def read(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+    async def read(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """What `work` returns, which sees one state of the file. Raises StoreError."""
-        return await self._run(self._readers, self._reading, work)
+        self._refuse_closed()
+        self._count()
+        if self._process is not None:
+            found: Result = await self._process.read(work, *arguments)
+            return found
+        return await self.search(work, *arguments)
+
+    async def search(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """The same, always in a thread of this process."""
+        return await self._run(self._readers, self._read_connections.read, work, *arguments)
 
     async def touch(self, uri: str, origin: str, run: int) -> None:
         """Note it for the next transaction."""
         self._refuse_closed()
-        with self._touching:
-            self._touches.append((uri, origin, run))
-            self._touched[uri] = run
+        self._touches.append((uri, origin, run))
+        self._touched[uri] = run
         if len(self._touches) >= MOST_TOUCHES:
             await self.flush()
 
     async def flush(self) -> None:
         """Commit the touches that wait."""
         if self._touches:
-            await self.write(lambda _: None)
+            await self.write(_nothing)
 
     def touched(self, uri: str) -> int | None:
         """The run of a touch that waits."""
@@ -103,7 +118,7 @@ class Files:
         if self._closing:
             return
         self._closing = True
-        end = asyncio.get_running_loop().run_in_executor(self._writer, self._shut)
+        end = asyncio.ensure_future(self._end())
         cancelled = None
         while not end.done():
             try:
@@ -128,82 +143,66 @@ class Files:
             threads, _leaving_nothing, function, *arguments
         )
 
-    def _failed(self, doing: str, error: Exception) -> StoreError:
-        cause = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        return StoreError(f"cannot {doing} the store {self.path}: {cause}")
+    async def _writing(
+        self, method: str, work: Callable[..., Result], arguments: tuple[Any, ...], much: bool = False
+    ) -> Result:
+        self._refuse_closed()
+        self._count()
+        touches = list(self._touches)
+        if not touches:
+            return await self._do(method, (), work, arguments, much)
+        self._touches.clear()
+        # To the end, whoever is cancelled meanwhile: they may be those of others.
+        doing = asyncio.ensure_future(self._do(method, touches, work, arguments, much))
+        self._doing.add(doing)
+        doing.add_done_callback(lambda done: self._settle(done, touches))
+        return await asyncio.shield(doing)
+
+    def _count(self) -> None:
+        if self._may_start and self._lock is not None:
+            self._asked += 1
+            if self._asked == MANY:
+                self._starting = asyncio.create_task(self._start(self._lock))
+
+    async def _do(
+        self,
+        method: str,
+        touches: Sequence[Touch],
+        work: Callable[..., Result],
+        arguments: tuple[Any, ...],
+        much: bool,
+    ) -> Result:
+        found: Result
+        if self._process is None:
+            write = self._write_connection.write if method == "write" else self._write_connection.write_many
+            found = await self._run(self._writer, write, touches, work, *arguments)
+        elif method == "write":
+            found = await self._process.write(touches, work, *arguments, much=much)
+        else:
+            found = await self._process.write_many(touches, work, *arguments)
+        return found
+
+    def _settle(self, done: asyncio.Future[Any], touches: list[Touch]) -> None:
+        self._doing.discard(done)
+        if done.cancelled() or done.exception() is not None:
+            self._touches.extendleft(reversed(touches))
+            return
+        for uri, _, run in touches:
+            if self._touched.get(uri) == run:
+                del self._touched[uri]
+
+    async def _start(self, lock: WriterLock) -> None:
+        from unwait.documents.sqlite_process import StoreProcess
+
+        # Where there can be none, the threads go on.
+        with suppress(OSError, StoreError):
+            self._process = await StoreProcess.start(self.path, lock.fileno())
 
     def _opening(self) -> None:
         try:
             prepare(self.path)
         except (OSError, sqlite3.Error) as error:
-            raise self._failed("open", error) from error
-
-    def _writing(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        try:
-            if self._write_connection is None:
-                self._write_connection = open_to_write(self.path)
-            touches = self._take_touches()
-            try:
-                with transaction(self._write_connection):
-                    if touches:
-                        _touch(self._write_connection, touches)
-                    result = work(self._write_connection)
-            except BaseException:
-                with self._touching:
-                    self._touches.extendleft(reversed(touches))
-                raise
-        except (OSError, sqlite3.Error) as error:
-            raise self._failed("write", error) from error
-        with self._touching:
-            for uri, _, run in touches:
-                if self._touched.get(uri) == run:
-                    del self._touched[uri]
-        self._bound_log(self._write_connection)
-        return result
-
-    def _bound_log(self, connection: sqlite3.Connection) -> None:
-        """Begin the log anew where it is long: by itself SQLite does so only in a moment when nobody reads."""
-        size = log_size(self.path)
-        if size <= self._most_log:
-            return
-        # What was to be written is; a full disk, or a file that somebody else waits for, is the next one's.
-        with suppress(sqlite3.OperationalError):
-            connection.execute(f"PRAGMA busy_timeout = {LOG_WAIT_MS}")
-            try:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            finally:
-                connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-        self._most_log = MOST_LOG + log_size(self.path)
-
-    def _writing_many(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        self._writing(lambda _: None)
-        assert self._write_connection is not None
-        try:
-            return work(self._write_connection)
-        except sqlite3.Error as error:
-            raise self._failed("write", error) from error
-
-    def _take_touches(self) -> list[tuple[str, str, int]]:
-        with self._touching:
-            touches = list(self._touches)
-            self._touches.clear()
-        return touches
-
-    def _reading(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        try:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = open_to_read(self.path)
-            try:
-                connection.execute("BEGIN")
-                return work(connection)
-            finally:
-                if connection.in_transaction:
-                    connection.execute("COMMIT")
-                self._idle.append(connection)
-        except (OSError, sqlite3.Error) as error:
-            raise self._failed("read", error) from error
+            raise failed("open", self.path, error) from error
 
     def _locking(self) -> None:
         if self._lock is not None:
@@ -211,30 +210,41 @@ class Files:
         from unwait.flow.journal import JournalBusy
         from unwait.flow.journal_file import WriterLock
 
-        try:
-            self._lock = WriterLock(self.path)
-        except JournalBusy:
-            pid = ""
-            with suppress(OSError), open(f"{os.path.realpath(self.path)}-lock", encoding="ascii") as file:
-                pid = file.read(20)
-            raise StoreBusy(
-                f"the store {self.path} is being written by another run{pid and f' (pid {pid})'}: wait for its end, "
-                "or give each run a store of its own"
-            ) from None
-        except OSError as error:
-            raise self._failed("write", error) from error
+        deadline = time.monotonic() + LOCK_WAIT
+        while self._lock is None:
+            try:
+                self._lock = WriterLock(self.path)
+            except JournalBusy:
+                pid = ""
+                with suppress(OSError), open(f"{os.path.realpath(self.path)}-lock", encoding="ascii") as file:
+                    pid = file.read(20)
+                if _alive(pid) or time.monotonic() > deadline:
+                    raise StoreBusy(
+                        f"the store {self.path} is being written by another run{pid and f' (pid {pid})'}: wait for "
+                        "its end, or give each run a store of its own"
+                    ) from None
+                time.sleep(0.01)
+            except OSError as error:
+                raise failed("write", self.path, error) from error
+
+    async def _end(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        if self._process is not None:
+            await self._process.aclose()
+        if self._doing:
+            await asyncio.wait(self._doing)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._shut)
 
     def _shut(self) -> None:
         self._readers.shutdown()
         try:
             if self._touches:
-                self._writing(lambda _: None)
+                self._write_connection.write(self._touches, _nothing)
         finally:
-            for connection in self._idle:
-                connection.close()
-            # The last one: it takes what is in the log into the file.
-            if self._write_connection is not None:
-                self._write_connection.close()
+            self._read_connections.close()
+            self._write_connection.close()
             if self._lock is not None:
                 self._lock.release()
 
@@ -251,7 +261,16 @@ def _leaving_nothing(function: Callable[..., Result], *arguments: object) -> Res
         raise
 
 
-def _touch(connection: sqlite3.Connection, touches: list[tuple[str, str, int]]) -> None:
-    rows = [(stored(origin), run, stored(uri)) for uri, origin, run in touches]
-    connection.executemany("UPDATE documents SET origin = ?, run = max(run, ?) WHERE uri = ?", rows)
-    connection.executemany("DELETE FROM failures WHERE uri = ?", [row[2:] for row in rows])
+def _nothing(_: sqlite3.Connection) -> None:
+    """For the touches alone."""
+
+
+def _alive(pid: str) -> bool:
+    """Whether there is such a process. What holds the lock of one that was killed is its own, and about to end."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except (ValueError, PermissionError):
+        return True
+    return True

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _PAGE = 256  # rows of a list that are read at once
 _EVERYWHERE = Filter()
 _AT_ONCE = 500  # parameters of a statement
+_MANY = 256  # chunks of a document whose making into bytes would be felt in the loop
 _INDEX = "INSERT INTO full_text (rowid, title, section, text) VALUES (?, ?, ?, ?)"
 _UNINDEX = "INSERT INTO full_text (full_text, rowid, title, section, text) VALUES ('delete', ?, ?, ?, ?)"
 _VERSIONS = "made_chunks, made_vectors, made_summary, made_records"
@@ -56,11 +57,11 @@ class SqliteStore:
     StoreError if the file cannot be read or written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, process: bool = False) -> None:
         self.name = os.fspath(path)
         if not isinstance(self.name, str) or not self.name or "\x00" in self.name:
             raise ValueError(f"the path of a store is a str or a path, and not empty: {path!r}")
-        self._files = Files(self.name)
+        self._files = Files(self.name, process=process)
         self._matrices: dict[tuple[str, int], Matrix] = {}
         # Held from before the snapshot of a read begins: the matrices never are of a later state than its own.
         self._finding = threading.Lock()
@@ -82,15 +83,7 @@ class SqliteStore:
         """Begin a run, alone; see `Store`."""
         await self._files.lock()
         row = (os.getpid(), time.time(), stored(_json(dict(settings))))
-
-        def insert(connection: sqlite3.Connection) -> int:
-            run = connection.execute(
-                "INSERT INTO runs (pid, started, settings) VALUES (?, ?, ?)", row
-            ).lastrowid
-            assert run is not None
-            return run
-
-        return await self._files.write(insert)
+        return await self._files.write(_begin, row)
 
     async def settings(self) -> dict[str, str]:
         """Those of the last run; see `Store`."""
@@ -112,11 +105,11 @@ class SqliteStore:
         """The whole document; see `Store`."""
         if self._files.touched(uri) is not None:
             await self._files.flush()
-        return await self._files.read(lambda connection: _read(connection, uri))
+        return await self._files.read(_read, uri)
 
     async def save(self, document: Document, run: int) -> None:
         """Store the document whole; see `Store`."""
-        await self._files.write(lambda connection: _save(connection, document, run))
+        await self._files.write(_save, document, run, much=len(document.chunks) > _MANY)
 
     async def touch(self, uri: str, origin: str, run: int) -> None:
         """Note that the document was found unchanged; see `Store`."""
@@ -127,17 +120,11 @@ class SqliteStore:
         uri, origin = stored(failure.uri), stored(failure.origin)
         row = (uri, origin, stored(failure.stage), stored(failure.kind), stored(failure.error), run)
 
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)", row)
-            connection.execute(
-                "UPDATE documents SET origin = ?, run = max(run, ?) WHERE uri = ?", (origin, run, uri)
-            )
-
-        await self._files.write(write)
+        await self._files.write(_fail, row)
 
     async def prune(self, run: int, origins: Sequence[str], gone: Sequence[str] = ()) -> list[str]:
         """Remove what disappeared; see `Store`."""
-        return await self._files.write_many(lambda connection: _prune(connection, run, origins, gone))
+        return await self._files.write_many(_prune, run, origins, gone)
 
     async def keep_calls(self, answers: Mapping[str, Mapping[str, bytes]]) -> None:
         """Keep the answers of finished calls; see `Store`."""
@@ -147,27 +134,13 @@ class SqliteStore:
             for key, answer in calls.items()
         ]
 
-        def write(connection: sqlite3.Connection) -> None:
-            # The cursor must not leave the thread: where it is freed, it touches the connection.
-            connection.executemany("INSERT OR REPLACE INTO calls VALUES (?, ?, ?)", rows)
-
         if rows:
-            await self._files.write(write)
+            await self._files.write(_keep, rows)
 
     async def kept_calls(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Those of the answers that are kept; see `Store`."""
 
-        def read(connection: sqlite3.Connection) -> dict[str, bytes]:
-            found: dict[str, bytes] = {}
-            for some in _some(keys):
-                query = f"SELECT key, answer FROM calls WHERE key IN ({', '.join('?' * len(some))})"
-                found.update(
-                    (restored(key), answer)
-                    for key, answer in connection.execute(query, list(map(stored, some)))
-                )
-            return found
-
-        return await self._files.read(read) if keys else {}
+        return await self._files.read(_kept, list(map(stored, keys))) if keys else {}
 
     async def forget_calls(self, uri: str, prefix: str) -> None:
         """Drop what is kept for this document under keys that begin so; see `Store`."""
@@ -175,16 +148,11 @@ class SqliteStore:
         clause = "" if high is None else " AND key < ?"
         parameters = (stored(uri), low) if high is None else (stored(uri), low, high)
 
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute(f"DELETE FROM calls WHERE uri = ? AND key >= ?{clause}", parameters)
-
-        await self._files.write(write)
+        await self._files.write(_forget, clause, parameters)
 
     async def vectors(self, space: str, digests: Sequence[str]) -> dict[str, Vectors]:
         """The vectors of stored chunks of these digests; see `Store`."""
-        return (
-            await self._files.read(lambda connection: _vectors(connection, space, digests)) if digests else {}
-        )
+        return await self._files.read(_vectors, space, digests) if digests else {}
 
     async def find(
         self, words: str, vector: Vectors | None, space: str, depth: int, where: Filter
@@ -206,7 +174,7 @@ class SqliteStore:
             first, second = candidates(connection, texts, near)
             return first, second
 
-        return await self._files.read(read) if depth > 0 else ([], [])
+        return await self._files.search(read) if depth > 0 else ([], [])
 
     async def documents(self, where: Filter = _EVERYWHERE) -> AsyncIterator[Listed]:
         """All documents, by URI."""
@@ -267,11 +235,46 @@ class SqliteStore:
             after = rows[-1][:2]
 
     async def _rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        return await self._files.read(lambda connection: connection.execute(query, parameters).fetchall())
+        return await self._files.read(_fetch, query, parameters)
 
 
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+# Each in a transaction. No cursor must leave its thread: where it is freed, it touches the connection.
+
+
+def _fetch(connection: sqlite3.Connection, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    return connection.execute(query, parameters).fetchall()
+
+
+def _begin(connection: sqlite3.Connection, row: tuple[Any, ...]) -> int:
+    run = connection.execute("INSERT INTO runs (pid, started, settings) VALUES (?, ?, ?)", row).lastrowid
+    assert run is not None
+    return run
+
+
+def _fail(connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
+    uri, origin, *_, run = row
+    connection.execute("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)", row)
+    connection.execute("UPDATE documents SET origin = ?, run = max(run, ?) WHERE uri = ?", (origin, run, uri))
+
+
+def _keep(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    connection.executemany("INSERT OR REPLACE INTO calls VALUES (?, ?, ?)", rows)
+
+
+def _kept(connection: sqlite3.Connection, keys: Sequence[Any]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for some in _some(keys):
+        query = f"SELECT key, answer FROM calls WHERE key IN ({', '.join('?' * len(some))})"
+        found.update((restored(key), answer) for key, answer in connection.execute(query, some))
+    return found
+
+
+def _forget(connection: sqlite3.Connection, clause: str, parameters: Sequence[Any]) -> None:
+    connection.execute(f"DELETE FROM calls WHERE uri = ? AND key >= ?{clause}", parameters)
 
 
 def _save(connection: sqlite3.Connection, document: Document, run: int) -> None:
@@ -446,12 +449,13 @@ def _vectors(connection: sqlite3.Connection, space: str, digests: Sequence[str])
     dimensions: dict[int, int] = {}
     for some in _some(list(dict.fromkeys(digests))):
         # One statement for all of them, and of each the first chunk that has it: a passage may stand in every document.
+        # CROSS JOIN keeps SQLite from looking through all documents of the space first.
         found = connection.execute(
             f"WITH wanted (digest) AS (VALUES {', '.join(['(?)'] * len(some))}), "
-            "found AS (SELECT digest, (SELECT c.id FROM chunks c "
-            f"JOIN documents d ON d.id = c.id >> {SHIFT} WHERE c.digest = wanted.digest AND d.made_vectors = ? "
+            "found AS MATERIALIZED (SELECT digest, (SELECT c.id FROM chunks c "
+            f"CROSS JOIN documents d ON d.id = c.id >> {SHIFT} WHERE c.digest = wanted.digest AND d.made_vectors = ? "
             "AND d.dimensions > 0 LIMIT 1) AS id FROM wanted) "
-            f"SELECT f.digest, f.id, d.dimensions FROM found f JOIN documents d ON d.id = f.id >> {SHIFT}",
+            f"SELECT f.digest, f.id, d.dimensions FROM found f CROSS JOIN documents d ON d.id = f.id >> {SHIFT}",
             [*map(bytes.fromhex, some), stored(space)],
         ).fetchall()
         for digest, id, width in found:

@@ -128,9 +128,10 @@ class Store(Protocol):
         ...
 
 
-def open_store(address: str) -> Store:
+def open_store(address: str, *, process: bool = False) -> Store:
     """The store at `postgresql://…`, else in the SQLite file of this path; to be used in `async with`.
 
+    With `process`, a long run may write a SQLite file in a process of its own, so that it does not wait for the loop.
     Raises ImportError naming the extra if its library is missing, ValueError for another scheme.
     """
     if address.startswith(("postgresql://", "postgres://")):
@@ -143,4 +144,4 @@ def open_store(address: str) -> Store:
         )
     from unwait.documents.sqlite_store import SqliteStore
 
-    return SqliteStore(address)
+    return SqliteStore(address, process=process)

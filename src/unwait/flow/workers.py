@@ -259,7 +259,7 @@ class ProcessWorkers(Workers[T, R]):
                 self._idle.append(process)
         exitcode = None if keep else self._bury(process)
         if reply is None:
-            story = f"the process that ran {_name(self._func)} for this item {_ending(exitcode)}"
+            story = f"the process that ran {_name(self._func)} for this item {ending(exitcode)}"
             return None, WorkerCrashed(story, exitcode)
         return _opened(reply, self._func)
 
@@ -290,7 +290,7 @@ class ProcessWorkers(Workers[T, R]):
             )
             self._useless = partial(TypeError, story)
             raise self._useless()
-        story = f"a worker process {_ending(exitcode)} before it was ready"
+        story = f"a worker process {ending(exitcode)} before it was ready"
         if exitcode is not None and exitcode >= 0 and not self._proven:
             # It failed, or ran to its end, as it imported the main module. So will the next.
             story += f" (what it has to say is on stderr): {_FILE if _main_is_no_file() else _GUARD}"
@@ -538,7 +538,8 @@ def _main_is_no_file() -> bool:
     return str(getattr(sys.modules["__main__"], "__file__", "")).endswith("<stdin>")
 
 
-def _ending(exitcode: int | None) -> str:
+def ending(exitcode: int | None) -> str:
+    """How a process ended, to be put behind its name."""
     if exitcode is None:
         return "ended"
     if exitcode >= 0:
