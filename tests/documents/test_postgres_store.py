@@ -611,7 +611,7 @@ class TestRanking:
             for document in documents:
                 await ours.save(document, 1)
                 await theirs.save(document, 1)
-            for most in (6000, 40):
+            for most in (5000, 40):
                 monkeypatch.setattr("unwait.documents.words._MOST_MATCHES", most)
                 for where in (EVERYWHERE, Filter("uri 1"), Filter("*5", {"odd": "true"})):
                     for query in queries:

@@ -76,9 +76,9 @@ class TestFusion:
             scores = {}
             for each in everything:
                 score = 0.0
-                for weight, ranking in ((2, texts), (1, near)):
+                for weight, ranking in ((1.5, texts), (1, near)):
                     if each in ranking:
-                        score += weight / (6 + ranking.index(each) + 1)
+                        score += weight / (4 + ranking.index(each) + 1)
                 if score:
                     scores[each.uri, each.start] = score
             expected = sorted(scores, key=lambda key: (-scores[key], key))[:k]
@@ -115,7 +115,7 @@ class TestSearch:
             section=("Keys", "Rotation"),
             page=2,
             snippet="rotate the signing key",
-            score=2 / 7 + 1 / 7,
+            score=1.5 / 5 + 1 / 5,
             start=13,
             end=35,
             chunk=chunk.id,

@@ -96,8 +96,11 @@ def _text(chunks: Sequence[Chunk]) -> str:
 
 def _by_relevance(vectors: Vectors, most: int) -> Iterator[int]:
     """The rows by maximal marginal relevance, the best first."""
+    import numpy as np
+
+    # By einsum: BLAS would wake a thread of its own for larger ones, and now and then wait 8 ms for that one's turn.
     mean = vectors.mean(axis=0)
-    relevance = vectors @ mean
+    relevance = np.einsum("ij,j->i", vectors, mean)
     length = float(mean @ mean) ** 0.5
     relevance *= RELEVANCE / length if length else 0.0
     nearest = None
@@ -105,7 +108,7 @@ def _by_relevance(vectors: Vectors, most: int) -> Iterator[int]:
         row = int((relevance if nearest is None else relevance - nearest).argmax())
         yield row
         relevance[row] = -float("inf")
-        near = vectors @ vectors[row]
+        near = np.einsum("ij,j->i", vectors, vectors[row])
         near *= 1 - RELEVANCE
         nearest = near if nearest is None else nearest.clip(min=near)
 

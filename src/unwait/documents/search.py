@@ -18,11 +18,11 @@ from unwait.documents.store import Store, StoreError, open_store
 if TYPE_CHECKING:
     from unwait.documents.models import Embedder
 
-# Reciprocal rank fusion: a place counts its ranking's weight / (6 + rank). Of the values that bench/documents.py was
-# tried with, these put the fusion before both of its parts for every kind of question; the usual 60 and equal weights
-# let the better ranking be outvoted by what the other one has in its middle.
-_DAMPING = 6
-_WEIGHTS = (2.0, 1.0)  # of the full text and the vectors
+# Reciprocal rank fusion: a place counts its ranking's weight / (4 + rank). Of the values that bench/documents.py was
+# tried with, these put the fusion farthest before both of its parts for every kind of question; the usual 60 and equal
+# weights let the better ranking be outvoted by what the other one has in its middle.
+_DAMPING = 4
+_WEIGHTS = (1.5, 1.0)  # of the full text and the vectors
 _LEAST_DEPTH = 50
 _DEPTH_PER_HIT = 10
 

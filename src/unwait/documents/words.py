@@ -18,8 +18,8 @@ from unicodedata import ucd_3_2_0 as unicode
 MOST_WORDS = 64  # of a query
 # Ranking costs time for each chunk that has a word, and again for the next word: what the most common words of a query
 # would add to that is little, as they tell the chunks apart the least.
-_MOST_MATCHES = 6000
-_SHARE_OF_MATCHES = 0.3
+_MOST_MATCHES = 5000
+_SHARE_OF_MATCHES = 0.22
 # They drown a question in what is no answer; in a few keywords ("with statement") they may be what is asked for.
 _KEYWORDS = 3
 _STOP_WORDS = frozenset(
