@@ -2,11 +2,13 @@
 
 The argument is JSON: `options` for `ingest`; `die`: {"at": a method of the ingestion or of the store, "when": "before"
 or "after" it, "count": at which call of it}, or null; `log`: a file that gets a line for each text and each
-conversation that a model was asked, and one for each whose answer is kept.
+conversation that a model was asked, and one for each whose answer is kept. With `processes` among the options, these
+come as soon as they can, and before it dies as planned.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import os
@@ -15,7 +17,7 @@ import sys
 from typing import Any
 
 import unwait
-from unwait.documents import pipeline
+from unwait.documents import pipeline, reading, sqlite_files
 from unwait.documents.finished import Finished
 from unwait.documents.model import digest
 from unwait.documents.openai import OpenAIChat, OpenAIEmbedder
@@ -25,11 +27,28 @@ from unwait.documents.store import open_store
 def main() -> None:
     task = json.loads(sys.argv[1])
     die, options = task["die"], task["options"]
+    if options["processes"]:
+        sqlite_files.MANY = reading._MANY = 2
+        if die is not None:
+            wait_for_processes()
     store = type(open_store(options["store"]))
     log_calls(store, os.open(task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))
     if die is not None:
         plan_death(pipeline.Ingestion if die["at"].startswith("_") else store, **die)
     unwait.run(unwait.ingest(**options))
+
+
+def wait_for_processes() -> None:
+    read = pipeline.Ingestion._read
+
+    async def read_when_ready(self: Any, work: Any) -> Any:
+        files = getattr(self._store, "_files", None)
+        for starting in (self._readers._starting, files and files._starting):
+            if starting is not None:
+                await asyncio.wait([starting])
+        return await read(self, work)
+
+    pipeline.Ingestion._read = read_when_ready  # type: ignore[method-assign]
 
 
 def plan_death(owner: Any, at: str, when: str, count: int) -> None:

@@ -1,14 +1,19 @@
-"""Documents for the tests of stores: made from a few texts, with vectors that follow from the words."""
+"""Documents for the tests of stores, made from a few texts, with vectors that follow from the words; SQLite's store."""
 
 from __future__ import annotations
 
+import sqlite3
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unwait.documents import sqlite_schema
 from unwait.documents.model import Chunk, Document, Record, Versions, digest
+from unwait.documents.sqlite_store import SqliteStore
+from unwait.documents.store import StoreBusy
 
 if TYPE_CHECKING:
     from unwait.documents.model import Vectors
@@ -101,6 +106,55 @@ def assert_same(found: Document | None, expected: Document) -> None:
     assert found.vectors.tobytes() == expected.vectors.tobytes()
 
 
+def assert_whole(path: str) -> None:
+    """Assert of a SQLite store that what belongs together is, nothing is left of what went, and the index agrees."""
+    with closing(sqlite3.connect(path)) as connection:
+        one = lambda query: connection.execute(query).fetchone()[0]  # noqa: E731
+        assert one("PRAGMA integrity_check") == "ok"
+        connection.execute("INSERT INTO full_text (full_text) VALUES ('integrity-check')")
+        shift, block = sqlite_schema.SHIFT, sqlite_schema.BLOCK
+        assert one("SELECT chunks FROM state") == one("SELECT count(*) FROM chunks")
+        assert one("SELECT count(*) FROM chunks") == one("SELECT count(*) FROM full_text")
+        for table, owner in [
+            ("chunks", f"id >> {shift}"),
+            ("vectors", f"id >> {shift}"),
+            ("records", "document"),
+        ]:
+            assert one(f"SELECT count(*) FROM {table} WHERE {owner} NOT IN (SELECT id FROM documents)") == 0
+        for id, chunks, records, dimensions in connection.execute(
+            "SELECT id, chunks, records, dimensions FROM documents"
+        ).fetchall():
+            span = f"BETWEEN {id << shift} AND {((id + 1) << shift) - 1}"
+            assert one(f"SELECT count(*) FROM chunks WHERE id {span}") == chunks
+            assert (
+                one(f"SELECT coalesce(max(id), -1) FROM chunks WHERE id {span}") == (id << shift) + chunks - 1
+            )
+            size = f"SELECT coalesce(sum(length(vectors)), 0) FROM vectors WHERE id {span}"
+            assert one(size) == 4 * chunks * dimensions
+            assert one(f"SELECT count(*) FROM vectors WHERE id {span}") == -(-chunks // block)
+            assert one(f"SELECT count(*) FROM records WHERE document = {id}") == records
+
+
 def positions(candidates: Iterable[Any]) -> list[tuple[str, int]]:
     """Which chunks these are, by the URI and where they start."""
     return [(candidate.uri, candidate.start) for candidate in candidates]
+
+
+@asynccontextmanager
+async def in_process(path: str) -> AsyncIterator[SqliteStore]:
+    """The store with its process at work: at once if it may write, and if `sqlite_files.MANY` is 1."""
+    async with SqliteStore(path, process=True) as store:
+        with suppress(StoreBusy):
+            await store._files.lock()
+            await process_of(store)
+        yield store
+
+
+async def process_of(store: SqliteStore) -> int:
+    """The id of the process of a store that may write, once it has started."""
+    files = store._files
+    await store.settings()
+    assert files._starting is not None
+    await files._starting
+    assert files._process is not None
+    return files._process._process._process.pid

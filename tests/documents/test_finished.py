@@ -20,9 +20,10 @@ from unwait.documents.openai import Endpoint, OpenAIEmbedder
 from unwait.documents.sqlite_store import SqliteStore
 from unwait.documents.store import StoreError
 from unwait.flow.retry import Retry
-from unwait.web.errors import ConnectionFailed, InvalidAnswer, StatusError
+from unwait.web.errors import ConnectionFailed, StatusError
 
 from .chat_support import Chat, Messages
+from .embedding_support import Embedder, chunks_of, expected
 
 if TYPE_CHECKING:
     from unwait.documents.model import Vectors
@@ -38,69 +39,10 @@ def opened(tmp_path: Path) -> Opened:
     return lambda: SqliteStore(tmp_path / "kb.db")
 
 
-def chunks_of(*texts: str) -> list[Chunk]:
-    found, start = [], 0
-    for position, text in enumerate(texts):
-        found.append(Chunk(f"c{position}", position, start, start + len(text), text))
-        start += len(text)
-    return found
-
-
 async def save(store: SqliteStore, uri: str, chunks: Sequence[Chunk], vectors: Vectors, space: str) -> None:
     run = await store.begin({})
     versions = Versions("1", space)
     await store.save(Document(uri, "here", uri, "text", "d", versions, chunks, vectors), run)
-
-
-class Embedder:
-    """Notes what it is asked, waits for `gate` if it has one, and raises what `wrong` gives for the texts."""
-
-    name = "test"
-    at_once = 4
-    batch = 8
-    batch_tokens = 1000.0
-
-    def __init__(
-        self, *, paid: bool = True, wrong: Callable[[Sequence[str]], Exception | None] | None = None
-    ) -> None:
-        self.paid = paid
-        self.wrong = wrong
-        self.asked: list[list[str]] = []
-        self.running = self.most = 0
-        self.begun = asyncio.Event()
-        self.gate: asyncio.Event | None = None
-
-    def tokens(self, text: str) -> float:
-        return len(text)
-
-    async def embed(self, texts: Sequence[str]) -> Vectors:
-        self.asked.append(list(texts))
-        self.running += 1
-        self.most = max(self.most, self.running)
-        self.begun.set()
-        try:
-            await (self.gate.wait() if self.gate else asyncio.sleep(0))
-        finally:
-            self.running -= 1
-        if self.wrong and (error := self.wrong(texts)):
-            raise error
-        return np.array([vector(text, 8) for text in texts], np.float32)
-
-    @property
-    def texts(self) -> list[str]:
-        return sorted(text for asked in self.asked for text in asked)
-
-
-def expected(chunks: Sequence[Chunk]) -> Vectors:
-    return np.array([vector(chunk.passage, 8) for chunk in chunks], np.float32)
-
-
-class Refusal(StatusError):
-    """A StatusError of this status without a server."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"HTTP {status}")
-        self.response: Any = type("Answered", (), {"status": status})()
 
 
 # Single calls.
@@ -394,48 +336,6 @@ def test_models_that_cost_nothing_leave_nothing_in_the_store(run: Run, opened: O
             assert len(embedder.asked) == 2
             assert finished.counts.calls == 0
             assert await store.kept_calls([f"embed:test:{chunks[0].digest}"]) == {}
-
-    run(main())
-
-
-def test_a_text_that_the_model_does_not_take_fails_its_document_alone(run: Run, opened: Opened) -> None:
-    async def main() -> None:
-        embedder = Embedder(wrong=lambda texts: Refusal(400) if "poison" in texts else None)
-        async with opened() as store, Embedding(embedder, Finished(store)) as embedding:
-            found = await asyncio.gather(
-                embedding.vectors("good", chunks_of("a", "b", "c")),
-                embedding.vectors("bad", chunks_of("d", "poison", "e")),
-                embedding.vectors("also good", chunks_of("f", "g")),
-                return_exceptions=True,
-            )
-            assert isinstance(found[1], Refusal)
-            for rows, texts in ((found[0], "abc"), (found[2], "fg")):
-                assert not isinstance(rows, BaseException)
-                assert np.array_equal(rows[0], expected(chunks_of(*texts)))
-
-    run(main())
-
-
-@pytest.mark.parametrize(
-    ("error", "calls"),
-    [
-        (Refusal(401), 1),
-        (Refusal(404), 1),
-        (ConnectionFailed("down"), 1),
-        (Refusal(500), 15),
-        (InvalidAnswer("NaN"), 15),
-    ],
-)
-def test_a_call_is_made_in_halves_only_where_a_text_may_be_to_blame(
-    run: Run, opened: Opened, error: Exception, calls: int
-) -> None:
-    async def main() -> None:
-        embedder = Embedder(wrong=lambda texts: error)
-        async with opened() as store, Embedding(embedder, Finished(store)) as embedding:
-            documents = [embedding.vectors(f"doc{n}", chunks_of(f"text {n}")) for n in range(8)]
-            found = await asyncio.gather(*documents, return_exceptions=True)
-            assert found == [error] * 8
-            assert len(embedder.asked) == calls
 
     run(main())
 

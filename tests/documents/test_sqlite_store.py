@@ -22,13 +22,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unwait.documents import sqlite_connections, sqlite_files, sqlite_find, sqlite_schema
+from unwait.documents import sqlite_connections, sqlite_files, sqlite_find, sqlite_schema, sqlite_store
 from unwait.documents.model import Failure, Filter, Record
 from unwait.documents.sqlite_store import SqliteStore
 from unwait.documents.store import StoreBusy, StoreError
 from unwait.flow.journal_file import open_to_write as open_journal
 
-from .store_support import SPACE, assert_same, make_document, positions, vector
+from .store_support import SPACE, assert_same, assert_whole, make_document, positions, vector
 
 NOWHERE = Filter()
 # What a run in a process of its own does: it saves version after version of the same documents, and says so.
@@ -84,35 +84,6 @@ def writer(path: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
-
-
-def assert_whole(path: str) -> None:
-    """Assert that what belongs together is together, that nothing is left of what went, and the index agrees."""
-    with closing(sqlite3.connect(path)) as connection:
-        one = lambda query: connection.execute(query).fetchone()[0]  # noqa: E731
-        assert one("PRAGMA integrity_check") == "ok"
-        connection.execute("INSERT INTO full_text (full_text) VALUES ('integrity-check')")
-        shift, block = sqlite_schema.SHIFT, sqlite_schema.BLOCK
-        assert one("SELECT chunks FROM state") == one("SELECT count(*) FROM chunks")
-        assert one("SELECT count(*) FROM chunks") == one("SELECT count(*) FROM full_text")
-        for table, owner in [
-            ("chunks", f"id >> {shift}"),
-            ("vectors", f"id >> {shift}"),
-            ("records", "document"),
-        ]:
-            assert one(f"SELECT count(*) FROM {table} WHERE {owner} NOT IN (SELECT id FROM documents)") == 0
-        for id, chunks, records, dimensions in connection.execute(
-            "SELECT id, chunks, records, dimensions FROM documents"
-        ).fetchall():
-            span = f"BETWEEN {id << shift} AND {((id + 1) << shift) - 1}"
-            assert one(f"SELECT count(*) FROM chunks WHERE id {span}") == chunks
-            assert (
-                one(f"SELECT coalesce(max(id), -1) FROM chunks WHERE id {span}") == (id << shift) + chunks - 1
-            )
-            size = f"SELECT coalesce(sum(length(vectors)), 0) FROM vectors WHERE id {span}"
-            assert one(size) == 4 * chunks * dimensions
-            assert one(f"SELECT count(*) FROM vectors WHERE id {span}") == -(-chunks // block)
-            assert one(f"SELECT count(*) FROM records WHERE document = {id}") == records
 
 
 class TestForeignFiles:
@@ -204,7 +175,11 @@ class TestForeignFiles:
             assert os.path.isfile(path)
         assert len(os.listdir(tmp_path)) == 4
 
-    async def test_a_store_that_cannot_be_written_can_be_searched(self, loop: Any) -> None:
+    @pytest.mark.parametrize("process", [False, True])
+    async def test_a_store_that_cannot_be_written_can_be_searched(
+        self, loop: Any, process: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqlite_files, "MANY", 1)
         # Root may write everywhere, and others may not look into tmp_path.
         with tempfile.TemporaryDirectory() as directory:
             path = f"{directory}/kb.db"
@@ -216,8 +191,10 @@ class TestForeignFiles:
             if user == 0:
                 os.seteuid(65534)
             try:
-                async with SqliteStore(path) as store:
+                async with SqliteStore(path, process=process) as store:
                     assert_same(await store.document("a"), make_document("a"))
+                    found, near = await store.find("alpha", vector("alpha"), SPACE, 5, NOWHERE)
+                    assert positions(found) == positions(near) == [("a", 0)]
                     with pytest.raises(StoreError, match="cannot write the store"):
                         await store.begin({})
                     with pytest.raises(StoreError, match="cannot write the store"):
@@ -568,6 +545,36 @@ class TestRanking:
             await store.save(make_document("a"), 1)
             assert await store.find("", vector(""), SPACE, 10, NOWHERE) == ([], [])
             assert await store.find("alpha", vector("alpha"), SPACE, 0, NOWHERE) == ([], [])
+
+
+class TestLookups:
+    async def test_one_of_a_digest_takes_as_long_however_much_is_stored(self, loop: Any, path: str) -> None:
+        """Of a passage that is new: that is what a run looks for, once for each that it has read."""
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        async with SqliteStore(path) as store:
+            taken = []
+            for n in range(200):
+                space = "other-8" if n % 10 else SPACE
+                await store.save(make_document(f"u{n}", [f"text {n}", "everywhere"], space=space), 1)
+                if n not in (1, 10, 199):
+                    continue
+                with closing(sqlite_schema.open_to_write(path)) as connection:
+                    connection.set_progress_handler(count, 1)
+                    steps = 0
+                    unknown = [f"{number:032x}" for number in range(50)]
+                    assert sqlite_store._vectors(connection, SPACE, unknown) == {}
+                    taken.append(steps)
+                    steps = 0
+                    everywhere = make_document("u0", ["everywhere"]).chunks[0].digest
+                    assert list(sqlite_store._vectors(connection, SPACE, [everywhere])) == [everywhere]
+                    taken.append(steps)
+            assert len(set(taken[::2])) == len(set(taken[1::2])) == 1
 
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=30)

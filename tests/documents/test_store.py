@@ -1,4 +1,4 @@
-"""What every store does: one suite, which runs on SQLite and, with `-m full`, on a real PostgreSQL server."""
+"""What every store does: one suite, for SQLite in threads and in a process and, with `-m full`, a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -6,23 +6,34 @@ import asyncio
 import itertools
 import re
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 
+from unwait.documents import sqlite_files
 from unwait.documents.model import Failure, Filter, Record
 from unwait.documents.store import Store, StoreBusy, open_store
 
-from .store_support import SPACE, assert_same, make_document, positions, vector
+from .store_support import SPACE, assert_same, in_process, make_document, positions, vector
 
 NOWHERE = Filter()
+NewStore: TypeAlias = Callable[[], AbstractAsyncContextManager[Store]]
 
 
-@pytest.fixture
-def new_store(address: str) -> Callable[[], Store]:
+@pytest.fixture(params=["sqlite", "sqlite in a process", pytest.param("postgres", marks=pytest.mark.full)])
+def new_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NewStore:
     """Makes stores, to be opened, of the same fresh database."""
-    return lambda: open_store(address)
+    if request.param == "postgres":
+        address = request.getfixturevalue("postgres_database")
+        return lambda: open_store(address)
+    path = str(tmp_path / "kb.db")
+    if request.param == "sqlite":
+        return lambda: open_store(path)
+    monkeypatch.setattr(sqlite_files, "MANY", 1)
+    return lambda: in_process(path)
 
 
 async def listed(rows: AsyncIterator[Any]) -> list[Any]:
@@ -34,7 +45,7 @@ def a_failure(uri: str, origin: str = "here") -> Failure:
 
 
 class TestRuns:
-    async def test_a_fresh_store_is_empty(self, loop: Any, new_store: Callable[[], Store]) -> None:
+    async def test_a_fresh_store_is_empty(self, loop: Any, new_store: NewStore) -> None:
         async with new_store() as store:
             assert await store.settings() == {}
             assert await store.state("a") is None
@@ -46,9 +57,7 @@ class TestRuns:
             assert await store.vectors(SPACE, ["00" * 16]) == {}
             assert await store.kept_calls(["embed:x"]) == {}
 
-    async def test_runs_are_numbered_and_keep_their_settings(
-        self, loop: Any, new_store: Callable[[], Store]
-    ) -> None:
+    async def test_runs_are_numbered_and_keep_their_settings(self, loop: Any, new_store: NewStore) -> None:
         async with new_store() as store:
             first = await store.begin({"embed": "wordllama", "note": 'it\'s \x00 "quoted" '})
             assert await store.settings() == {"embed": "wordllama", "note": 'it\'s \x00 "quoted" '}
@@ -59,7 +68,7 @@ class TestRuns:
             assert await store.settings() == {"embed": "openai:small"}
 
     async def test_a_late_writer_of_a_run_before_takes_nothing_back(
-        self, loop: Any, new_store: Callable[[], Store]
+        self, loop: Any, new_store: NewStore
     ) -> None:
         async with new_store() as store:
             first = await store.begin({})
@@ -72,7 +81,7 @@ class TestRuns:
             assert await store.prune(second, ["here"]) == []
             assert await store.state("a") is not None
 
-    async def test_one_run_at_a_time_writes(self, loop: Any, new_store: Callable[[], Store]) -> None:
+    async def test_one_run_at_a_time_writes(self, loop: Any, new_store: NewStore) -> None:
         async with new_store() as store:
             await store.begin({})
             async with new_store() as other:
@@ -87,9 +96,7 @@ class TestRuns:
 
 
 class TestDocuments:
-    async def test_a_document_is_read_as_it_was_saved(
-        self, loop: Any, new_store: Callable[[], Store]
-    ) -> None:
+    async def test_a_document_is_read_as_it_was_saved(self, loop: Any, new_store: NewStore) -> None:
         document = make_document(
             "https://example.org/a",
             ["First words. ", "Second words.\n\n", "Third."],
@@ -116,7 +123,7 @@ class TestDocuments:
         async with new_store() as store:
             assert_same(await store.document(document.uri), document)
 
-    async def test_a_document_is_replaced_whole(self, loop: Any, new_store: Callable[[], Store]) -> None:
+    async def test_a_document_is_replaced_whole(self, loop: Any, new_store: NewStore) -> None:
         old = make_document(
             "a", ["alpha one", "beta two"], records=[Record("R", {"n": 1}, 0, 1)], summary="old"
         )
@@ -135,9 +142,7 @@ class TestDocuments:
             gone = [chunk.digest for chunk in old.chunks]
             assert await store.vectors(SPACE, gone) == {}
 
-    async def test_a_document_without_text_is_a_document(
-        self, loop: Any, new_store: Callable[[], Store]
-    ) -> None:
+    async def test_a_document_without_text_is_a_document(self, loop: Any, new_store: NewStore) -> None:
         empty = make_document("a", [])
         async with new_store() as store:
             await store.save(empty, await store.begin({}))
@@ -145,7 +150,7 @@ class TestDocuments:
             (row,) = await listed(store.documents())
             assert (row.chunks, row.characters) == (0, 0)
 
-    async def test_touch_and_fail_note_the_run(self, loop: Any, new_store: Callable[[], Store]) -> None:
+    async def test_touch_and_fail_note_the_run(self, loop: Any, new_store: NewStore) -> None:
         async with new_store() as store:
             run = await store.begin({})
             await store.save(make_document("a"), run)
@@ -166,9 +171,7 @@ class TestDocuments:
             await store.touch("nothing", "here", second)
             assert await store.state("nothing") is None
 
-    async def test_what_succeeds_is_no_failure_any_more(
-        self, loop: Any, new_store: Callable[[], Store]
-    ) -> None:
+    async def test_what_succeeds_is_no_failure_any_more(self, loop: Any, new_store: NewStore) -> None:
         async with new_store() as store:
             run = await store.begin({})
             await store.fail(a_failure("a"), run)
@@ -182,9 +185,7 @@ class TestDocuments:
 
 
 class TestPrune:
-    async def test_what_an_origin_no_longer_lists_is_removed(
-        self, loop: Any, new_store: Callable[[], Store]
-    ) -> None:
+    async def test_what_an_origin_no_longer_lists_is_removed(self, loop: Any, new_store: NewStore) -> None:
         async with new_store() as store:
             run = await store.begin({})
             for uri, origin in [("seen", "o"), ("failed", "o"), ("left", "o"), ("other", "p"), ("gone", "p")]:
@@ -210,7 +211,7 @@ class TestPrune:
 
 class TestCalls:
     async def test_finished_calls_are_kept_until_their_document_is_stored(
-        self, loop: Any, new_store: Callable[[], Store]
+        self, loop: Any, new_store: NewStore
     ) -> None:
         async with new_store() as store:
             run = await store.begin({})
@@ -233,7 +234,7 @@ class TestCalls:
             assert await store.kept_calls([]) == {}
 
     async def test_vectors_of_stored_chunks_are_found_by_digest_and_space(
-        self, loop: Any, new_store: Callable[[], Store]
+        self, loop: Any, new_store: NewStore
     ) -> None:
         one = make_document("a", [f"text number {n} " for n in range(300)])
         two = make_document("b", ["text number 7 ", "another"], space="other-8", dimensions=8)
@@ -254,9 +255,7 @@ class TestCalls:
             assert await store.vectors(SPACE, []) == {}
 
 
-async def test_many_things_at_once_are_as_one_after_the_other(
-    loop: Any, new_store: Callable[[], Store]
-) -> None:
+async def test_many_things_at_once_are_as_one_after_the_other(loop: Any, new_store: NewStore) -> None:
     documents = [make_document(f"uri {n}", [f"word{n} common", "tail"]) for n in range(40)]
     async with new_store() as store:
         run = await store.begin({})
@@ -295,7 +294,7 @@ NASTY = [
 
 
 class TestAnyText:
-    async def test_any_text_is_stored_as_it_is(self, loop: Any, new_store: Callable[[], Store]) -> None:
+    async def test_any_text_is_stored_as_it_is(self, loop: Any, new_store: NewStore) -> None:
         records = [Record(text, {text: text}, n, n + 1) for n, text in enumerate(NASTY)]
         document = make_document(
             "uri '\"; --%s",
@@ -330,7 +329,7 @@ class TestAnyText:
 
     @pytest.mark.parametrize("query", NASTY)
     async def test_a_query_is_words_and_nothing_else(
-        self, loop: Any, new_store: Callable[[], Store], query: str
+        self, loop: Any, new_store: NewStore, query: str
     ) -> None:
         async with new_store() as store:
             run = await store.begin({})
@@ -348,9 +347,7 @@ class TestAnyText:
 
 
 class TestFind:
-    async def test_chunks_are_found_with_their_document(
-        self, loop: Any, new_store: Callable[[], Store]
-    ) -> None:
+    async def test_chunks_are_found_with_their_document(self, loop: Any, new_store: NewStore) -> None:
         document = make_document(
             "a",
             ["alpha beta", "gamma delta"],
@@ -370,9 +367,7 @@ class TestFind:
             assert near[0].score == pytest.approx(1.0, abs=1e-5)
             assert texts[0].score > 0
 
-    async def test_the_vector_ranking_is_that_of_the_cosines(
-        self, loop: Any, new_store: Callable[[], Store]
-    ) -> None:
+    async def test_the_vector_ranking_is_that_of_the_cosines(self, loop: Any, new_store: NewStore) -> None:
         documents = [
             make_document(f"u{n}", [f"w{n} w{i} x{i * n % 7}" for i in range(n % 5)]) for n in range(40)
         ]
@@ -394,7 +389,7 @@ class TestFind:
             assert positions(near) == [("other", 0)]
 
     async def test_the_text_ranking_puts_what_is_rarer_and_denser_first(
-        self, loop: Any, new_store: Callable[[], Store]
+        self, loop: Any, new_store: NewStore
     ) -> None:
         async with new_store() as store:
             run = await store.begin({})
@@ -416,7 +411,7 @@ class TestFind:
             assert {candidate.uri for candidate in texts} == {"both", "rare", "long"}
             assert (await store.find("nowhere", None, SPACE, 10, NOWHERE)) == ([], [])
 
-    async def test_titles_and_headings_are_text_too(self, loop: Any, new_store: Callable[[], Store]) -> None:
+    async def test_titles_and_headings_are_text_too(self, loop: Any, new_store: NewStore) -> None:
         async with new_store() as store:
             run = await store.begin({})
             await store.save(make_document("titled", ["alpha"], title="About copper"), run)
@@ -425,9 +420,7 @@ class TestFind:
                 texts, _ = await store.find(words, None, SPACE, 5, NOWHERE)
                 assert [candidate.uri for candidate in texts] == [uri]
 
-    async def test_questions_are_not_about_their_stop_words(
-        self, loop: Any, new_store: Callable[[], Store]
-    ) -> None:
+    async def test_questions_are_not_about_their_stop_words(self, loop: Any, new_store: NewStore) -> None:
         async with new_store() as store:
             await store.save(make_document("a", ["how do I do it"]), 1)
             await store.save(make_document("b", ["rotate the key"]), 1)
@@ -437,7 +430,7 @@ class TestFind:
             assert [candidate.uri for candidate in texts] == ["a"]
 
     async def test_case_accents_and_punctuation_make_no_difference(
-        self, loop: Any, new_store: Callable[[], Store]
+        self, loop: Any, new_store: NewStore
     ) -> None:
         texts = [
             "Straße to the cafe\u0301",
@@ -476,7 +469,7 @@ class TestFind:
                 assert places == found, words
 
     async def test_languages_without_spaces_are_searched_by_neighbours(
-        self, loop: Any, new_store: Callable[[], Store]
+        self, loop: Any, new_store: NewStore
     ) -> None:
         async with new_store() as store:
             await store.save(make_document("tokyo", ["私は東京タワーに行きました。PostgreSQLを使う"]), 1)
@@ -494,7 +487,7 @@ class TestFind:
                 assert sorted(candidate.uri for candidate in texts) == uris, words
 
     async def test_equal_scores_are_in_the_order_of_uri_and_position(
-        self, loop: Any, new_store: Callable[[], Store]
+        self, loop: Any, new_store: NewStore
     ) -> None:
         uris = [f"u{n * 7 % 30:02}" for n in range(30)]
         async with new_store() as store:
@@ -507,9 +500,7 @@ class TestFind:
                 assert positions(texts) == expected
                 assert positions(near) == expected
 
-    async def test_filters_leave_what_a_naive_one_leaves(
-        self, loop: Any, new_store: Callable[[], Store]
-    ) -> None:
+    async def test_filters_leave_what_a_naive_one_leaves(self, loop: Any, new_store: NewStore) -> None:
         uris = [
             "https://a.example/guide/one",
             "https://a.example/guide/two",
@@ -592,9 +583,7 @@ class TestFind:
                 assert [row.uri for row in await listed(store.documents(where))] == sorted(expected), where
                 assert [uri for uri, _ in await listed(store.records(where))] == sorted(expected), where
 
-    async def test_lists_are_whole_and_in_order_however_long(
-        self, loop: Any, new_store: Callable[[], Store]
-    ) -> None:
+    async def test_lists_are_whole_and_in_order_however_long(self, loop: Any, new_store: NewStore) -> None:
         async with new_store() as store:
             run = await store.begin({})
             records = [Record("ab"[n % 2], {"n": n}, n, n) for n in range(7)]
@@ -616,7 +605,7 @@ class TestFind:
 
 class TestAtomicity:
     async def test_a_reader_sees_a_document_old_or_new_and_whole(
-        self, loop: Any, new_store: Callable[[], Store]
+        self, loop: Any, new_store: NewStore
     ) -> None:
         versions = [
             make_document(
@@ -653,7 +642,7 @@ class TestAtomicity:
                 writing = False
             assert all(task.result() for task in reads)
 
-    async def test_what_another_has_changed_is_found(self, loop: Any, new_store: Callable[[], Store]) -> None:
+    async def test_what_another_has_changed_is_found(self, loop: Any, new_store: NewStore) -> None:
         async with new_store() as writer, new_store() as reader:
             run = await writer.begin({})
 

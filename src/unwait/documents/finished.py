@@ -21,6 +21,7 @@ from unwait.documents.models import Chat, Embedder, ModelUnusable
 from unwait.documents.report import Counts
 from unwait.documents.store import Store
 from unwait.flow.batches import Batch
+from unwait.flow.faults import is_overload, retry_after
 from unwait.web.errors import ClientError, InvalidAnswer, StatusError, TooLarge
 
 if TYPE_CHECKING:
@@ -313,12 +314,13 @@ class Embedding:
         async def ask(piece: Sequence[_Passage]) -> None:
             try:
                 found = await self._batch(piece)
-            except ClientError:
-                if len(piece) == 1:
+            except ClientError as error:
+                if len(piece) == 1 or is_overload(error) or retry_after(error) is not None:
                     raise
-                # It was alone in its last call, and may have one that the model does not take.
+                # It was alone in its last call, and may have one that the model does not take. One half after
+                # the other: together they would be that call again.
                 middle = (len(piece) + 1) // 2
-                await each(ask, (piece[:middle], piece[middle:]))
+                await each(ask, (piece[:middle], piece[middle:]), 1)
                 return
             if isinstance(found, _Failed):
                 raise found.error

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unwait.documents import chunk, extract, extractive
-from unwait.documents.model import Chunk, Content, SourceFailed
+from unwait.documents.model import Chunk, Content
 from unwait.flow.coprocess import Coprocess, CoprocessEnded
 from unwait.flow.workers import WorkerCrashed, ending
 
@@ -130,13 +130,16 @@ class Readers:
                     await process.kill()
         # Another one may have been too much for it. All that it had are tried again, each alone.
         async with self._alone:
-            process, self._spare = self._spare or await self._begin(job), None
+            try:
+                process, self._spare = self._spare or await self._begin(job), None
+            except (OSError, CoprocessEnded):
+                raise WorkerCrashed("the process that read it ended, and no other can be started") from None
             try:
                 reading = await self._ask(process, job)
             except CoprocessEnded:
                 exitcode = await process.kill()
                 raise WorkerCrashed(f"the process that read it {ending(exitcode)}", exitcode) from None
-            except SourceFailed:
+            except BaseException:
                 self._keep(process)
                 raise
             self._keep(process)

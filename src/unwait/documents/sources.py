@@ -121,8 +121,11 @@ class Listing:
         names = (os.fspath(name) for name in self._named)
         while some := list(islice(names, _NAMES)):
             kinds = await asyncio.to_thread(lambda: [_kind_of(name) for name in some])
+            fresh = True
             for name, kind in zip(some, kinds, strict=True):
-                yield self._list() if name == "-" else self._one(name, kind=kind)
+                yield self._list() if name == "-" else self._one(name, kind=kind if fresh else None)
+                # What takes its time, as a directory or a list does: meanwhile others may have come and gone.
+                fresh = fresh and kind == "file"
 
     def _new(self, uri: str) -> bool:
         return self._seen.add(uri)

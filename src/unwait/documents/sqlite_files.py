@@ -5,7 +5,7 @@ closed while another thread uses it takes the interpreter with it: all are close
 threads that read have ended and after all that was asked before.
 
 A long run may have a process that does what the threads do; see unwait.documents.sqlite_process. It comes when there
-is much to do, which the threads go on with until then.
+is much to do, which the threads go on with until then, and again if it dies.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from unwait.documents.sqlite_connections import ReadConnections, Touch, WriteConnection, failed
 from unwait.documents.sqlite_schema import prepare
 from unwait.documents.store import StoreBusy, StoreError
+from unwait.flow.coprocess import CoprocessEnded
 
 if TYPE_CHECKING:
     from unwait.documents.sqlite_process import StoreProcess
@@ -84,8 +85,9 @@ class Files:
         self._refuse_closed()
         self._count()
         if self._process is not None:
-            found: Result = await self._process.read(work, *arguments)
-            return found
+            with suppress(CoprocessEnded):
+                found: Result = await self._process.read(work, *arguments)
+                return found
         return await self.search(work, *arguments)
 
     async def search(self, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -172,15 +174,17 @@ class Files:
         arguments: tuple[Any, ...],
         much: bool,
     ) -> Result:
-        found: Result
-        if self._process is None:
-            write = self._write_connection.write if method == "write" else self._write_connection.write_many
-            found = await self._run(self._writer, write, touches, work, *arguments)
-        elif method == "write":
-            found = await self._process.write(touches, work, *arguments, much=much)
-        else:
-            found = await self._process.write_many(touches, work, *arguments)
-        return found
+        if self._process is not None:
+            # What it has not answered when it dies is done again: each is whole or nothing, and may be done twice.
+            with suppress(CoprocessEnded):
+                found: Result
+                if method == "write":
+                    found = await self._process.write(touches, work, *arguments, much=much)
+                else:
+                    found = await self._process.write_many(touches, work, *arguments)
+                return found
+        write = self._write_connection.write if method == "write" else self._write_connection.write_many
+        return await self._run(self._writer, write, touches, work, *arguments)
 
     def _settle(self, done: asyncio.Future[Any], touches: list[Touch]) -> None:
         self._doing.discard(done)
@@ -195,7 +199,7 @@ class Files:
         from unwait.documents.sqlite_process import StoreProcess
 
         # Where there can be none, the threads go on.
-        with suppress(OSError, StoreError):
+        with suppress(OSError, CoprocessEnded):
             self._process = await StoreProcess.start(self.path, lock.fileno())
 
     def _opening(self) -> None:
@@ -230,7 +234,7 @@ class Files:
     async def _end(self) -> None:
         if self._starting is not None:
             self._starting.cancel()
-            await asyncio.wait([self._starting])
+            await asyncio.gather(self._starting, return_exceptions=True)
         if self._process is not None:
             await self._process.aclose()
         if self._doing:

@@ -11,53 +11,39 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from unwait.documents.sqlite_connections import ReadConnections, Touch, WriteConnection
-from unwait.documents.store import StoreError
-from unwait.flow.coprocess import Coprocess, CoprocessEnded
+from unwait.flow.coprocess import Coprocess
 
 
 class StoreProcess:
     """What a run asks of it; to be started with `start`, and ended with `aclose`."""
 
-    def __init__(self, path: str, process: Coprocess) -> None:
-        self._path = path
+    def __init__(self, process: Coprocess) -> None:
         self._process = process
 
     @classmethod
     async def start(cls, path: str, lock: int) -> Self:
-        """Begin one, which holds the lock of this descriptor too. Raises OSError and StoreError where none can be."""
-        try:
-            process = await Coprocess.start(inherited=[lock])
-        except CoprocessEnded:
-            raise StoreError(f"no process can be started that writes the store {path}") from None
+        """Begin one, which holds the lock of this descriptor too. Raises OSError and CoprocessEnded."""
+        process = await Coprocess.start(inherited=[lock])
         try:
             await process.call(_open, path)
         except BaseException:
             await process.kill()
             raise
-        return cls(path, process)
+        return cls(process)
 
     async def read(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """What `work(connection, *arguments)` returns; raises StoreError, as do the others."""
-        return await self._call(_read, work, arguments)
+        """What `work(connection, *arguments)` returns; raises StoreError and CoprocessEnded, as do the others."""
+        return await self._process.call(_read, work, arguments)
 
     async def write(
         self, touches: Sequence[Touch], work: Callable[..., Any], *arguments: Any, much: bool = False
     ) -> Any:
         """The same in a transaction, with the touches; of `much` the bytes are made in a thread."""
-        return await self._call(_write, touches, work, arguments, much=much)
+        return await self._process.call(_write, touches, work, arguments, much=much)
 
     async def write_many(self, touches: Sequence[Touch], work: Callable[..., Any], *arguments: Any) -> Any:
         """The same, in transactions that `work` makes."""
-        return await self._call(_write_many, touches, work, arguments)
-
-    async def _call(self, function: Callable[..., Any], *arguments: Any, much: bool = False) -> Any:
-        try:
-            return await self._process.call(function, *arguments, much=much)
-        except CoprocessEnded:
-            raise StoreError(
-                f"cannot use the store {self._path}: the process that does it has ended (was memory short?); what was "
-                "stored by then stays: run again"
-            ) from None
+        return await self._process.call(_write_many, touches, work, arguments)
 
     async def aclose(self) -> None:
         """Let it finish what it was asked, and end."""

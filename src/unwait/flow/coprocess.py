@@ -11,11 +11,13 @@ It lives as long as the other end is open: whatever becomes of this process, it 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import json
 import os
 import pickle
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -23,17 +25,21 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, BinaryIO, Self
+from contextlib import ExitStack, suppress
+from typing import Any, BinaryIO, Self, cast
 
 _START = (
-    "import json, sys; descriptor, sys.path[:] = json.loads(sys.argv[1]); "
-    "from unwait.flow.coprocess import serve; serve(descriptor)"
+    "import json, sys; descriptor, lifeline, sys.path[:] = json.loads(sys.argv[1]); "
+    "from unwait.flow.coprocess import serve; serve(descriptor, lifeline)"
 )
+_DIRECTORY = ""  # where an empty name of sys.path leads; later the working directory may be anybody's
+with suppress(OSError):
+    _DIRECTORY = os.getcwd()
 _LENGTH = struct.Struct("<Q")
 _TOGETHER = 32  # calls in a message
 _BYTES_TOGETHER = 1 << 20
 _UNDER_WAY = 2  # messages: one that is worked on, and the next
+_GOODBYE = 1.0  # seconds for a process to leave when it is hung up on
 _MUCH = 256 << 10  # bytes of an answer which are not taken apart in the loop's thread
 
 
@@ -52,26 +58,34 @@ class Coprocess:
     def __init__(self, process: asyncio.subprocess.Process, channel: _Channel) -> None:
         self._process = process
         self._channel = channel
+        self._packing: set[asyncio.Future[bytes]] = set()
 
     @classmethod
     async def start(cls, *, inherited: Sequence[int] = ()) -> Self:
         """Begin one, which has the descriptors that are `inherited` open too. Raises OSError, CoprocessEnded."""
+        if not possible():
+            raise CoprocessEnded("there can be none: the interpreter is a part of another program")
         ours, theirs = socket.socketpair()
         channel = _Channel()
-        with theirs:
+        paths = [str(path or _DIRECTORY) for path in sys.path]
+        with theirs, ExitStack() as stack:
             await asyncio.get_running_loop().create_connection(lambda: channel, sock=ours)
             try:
+                lifeline, channel.lifeline = os.pipe()
+                stack.callback(os.close, lifeline)
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
+                    # As this one was begun: where files are depends on it (-X utf8), and whose code is run (-I).
+                    *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
                     "-P",
                     "-c",
                     _START,
-                    json.dumps([theirs.fileno(), list(map(str, sys.path))]),
+                    json.dumps([theirs.fileno(), lifeline, paths]),
                     # The threads of numpy's BLAS would spin for 50 ms before they find out that there is nothing to do.
                     env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), *inherited),
+                    pass_fds=(theirs.fileno(), lifeline, *inherited),
                     start_new_session=True,  # a Ctrl-C is this process's, which decides what is still to be done
                 )
             except BaseException:
@@ -97,8 +111,13 @@ class Coprocess:
         same time may change places.
         """
         request = (function, arguments)
-        message = await asyncio.to_thread(_pickled, request) if much else _pickled(request)
-        answer = await self._channel.ask(message)
+        if much:
+            packing = asyncio.get_running_loop().run_in_executor(None, _pickled, request)
+            self._packing.add(packing)
+            packing.add_done_callback(self._packing.discard)
+            answer = await self._channel.ask(await packing)
+        else:
+            answer = await self._channel.ask(_pickled(request))
         value, error = (
             await asyncio.to_thread(pickle.loads, answer) if len(answer) > _MUCH else pickle.loads(answer)
         )
@@ -108,6 +127,8 @@ class Coprocess:
 
     async def aclose(self) -> None:
         """Let it finish what it was asked, and end."""
+        while self._packing:
+            await asyncio.wait(self._packing)
         with suppress(CoprocessEnded):
             await self.call(os.getpid)
         await self.kill()
@@ -115,6 +136,12 @@ class Coprocess:
     async def kill(self) -> int:
         """End it, whatever it is at; its exit code, negative for a signal."""
         self._channel.hang_up()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                return await self._process.wait()
+        # A fork of this process has the descriptors open as well; or it is another program than Python.
+        with suppress(ProcessLookupError):
+            self._process.kill()
         return await self._process.wait()
 
 
@@ -127,6 +154,7 @@ class _Channel(asyncio.Protocol):
         self._under_way: deque[list[asyncio.Future[bytes]]] = deque()
         self._received = bytearray()
         self.waiting = 0
+        self.lifeline: int | None = None  # of the process, which is gone once this is closed
 
     def ask(self, message: bytes) -> asyncio.Future[bytes]:
         """Its answer; raises CoprocessEnded."""
@@ -146,7 +174,9 @@ class _Channel(asyncio.Protocol):
             self._transport.abort()
 
     def _proceed(self) -> None:
-        while self._asked and len(self._under_way) < _UNDER_WAY and self._transport is not None:
+        if self._transport is None or self._transport.is_closing():
+            return  # asyncio's does not expect to be written to then
+        while self._asked and len(self._under_way) < _UNDER_WAY:
             messages: list[bytes] = []
             answers: list[asyncio.Future[bytes]] = []
             size = 0
@@ -159,8 +189,7 @@ class _Channel(asyncio.Protocol):
             self._transport.writelines(_framed(messages))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -169,7 +198,8 @@ class _Channel(asyncio.Protocol):
             end = _LENGTH.size + size
             if len(self._received) < end:
                 return
-            found = _parts(memoryview(bytes(self._received[_LENGTH.size : end])))
+            with memoryview(self._received) as received, received[_LENGTH.size : end] as frame:
+                found = _parts(frame)
             del self._received[:end]
             answers = self._under_way.popleft()
             self.waiting -= len(answers)
@@ -180,6 +210,8 @@ class _Channel(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+        if self.lifeline is not None:
+            os.close(self.lifeline)
         answers = [answer for answers in self._under_way for answer in answers]
         for answer in [*answers, *(answer for _, answer in self._asked)]:
             if not answer.done():
@@ -216,11 +248,23 @@ def _pickled(value: object) -> bytes:
 # In the process.
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, lifeline: int) -> None:
     """Run what is asked for, until the other end is closed."""
+    if hasattr(fcntl, "F_SETSIG"):
+        # A thread cannot do anything while a function holds the interpreter's lock; the system can.
+        with suppress(OSError):
+            fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
     threading.Thread(target=_end_with_the_other, args=(descriptor,), daemon=True).start()
+    # A service manager tells all processes to end: this one is the other's, which lets what runs finish.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     frozen = False
-    with socket.socket(fileno=descriptor) as connection, connection.makefile("rb") as requests:
+    with (
+        suppress(OSError),
+        socket.socket(fileno=descriptor) as connection,
+        connection.makefile("rb") as requests,
+    ):
         while (frame := _frame(requests)) is not None:
             answers = [_answer(part) for part in _parts(frame)]
             connection.sendall(b"".join(_framed(answers)))
@@ -233,7 +277,11 @@ def serve(descriptor: int) -> None:
 
 def _frame(requests: BinaryIO) -> memoryview | None:
     header = requests.read(_LENGTH.size)
-    return memoryview(requests.read(*_LENGTH.unpack(header))) if header else None
+    if len(header) < _LENGTH.size:
+        return None
+    (size,) = _LENGTH.unpack(header)
+    frame = requests.read(size)
+    return memoryview(frame) if len(frame) == size else None
 
 
 def _end_with_the_other(descriptor: int) -> None:
@@ -253,5 +301,11 @@ def _answer(message: bytes) -> bytes:
             answer = _pickled((None, error))
             pickle.loads(answer)
         except Exception:
-            return _pickled((None, RuntimeError(f"{type(error).__name__}: {error}")))
+            return _pickled((None, RuntimeError(_words(error))))
         return answer
+
+
+def _words(error: Exception) -> str:
+    with suppress(Exception):
+        return f"{type(error).__name__}: {error}"
+    return type(error).__name__
