@@ -13,16 +13,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,24 @@ IMPORTED = (
 )
 
 
-def peak_mib(processes: int) -> float:
-    """Of this process, and as much as the largest of its own processes needed for each of them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    own = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    return (own + processes * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
+class Peak:
+    """The most memory of this process and of those that it starts, as they were last looked at, together."""
+
+    def __init__(self) -> None:
+        self._mib: dict[str, float] = {}
+
+    def look(self) -> None:
+        own = str(os.getpid())
+        begun = Path(f"/proc/self/task/{own}/children").read_text().split()
+        for process in (own, *begun):
+            with suppress(OSError, StopIteration):  # it has just ended
+                lines = Path(f"/proc/{process}/status").read_text().splitlines()
+                found = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+                self._mib[process] = found / 1024
+
+    def mib(self) -> float:
+        self.look()
+        return sum(self._mib.values())
 
 
 def cpu_seconds() -> float:
@@ -76,13 +89,13 @@ def cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-async def timed(work: Awaitable[dict[str, float]], processes: int = 0) -> dict[str, float]:
+async def timed(work: Awaitable[dict[str, float]], peak: Peak | None = None) -> dict[str, float]:
     """What the work says, with its times; `pages` becomes a rate."""
     began, before = time.perf_counter(), cpu_seconds()
     said = await work
     took, spent = time.perf_counter() - began, cpu_seconds() - before
-    pages, peak = said.pop("pages"), peak_mib(processes)
-    return {"pages_per_second": pages / took, "wall_s": took, "cpu_s": spent, "peak_mib": peak, **said}
+    pages, mib = said.pop("pages"), (peak or Peak()).mib()
+    return {"pages_per_second": pages / took, "wall_s": took, "cpu_s": spent, "peak_mib": mib, **said}
 
 
 # In a process of its own: one contender.
@@ -91,7 +104,6 @@ async def timed(work: Awaitable[dict[str, float]], processes: int = 0) -> dict[s
 async def by_unwait(todo: Work, **options: Any) -> dict[str, float]:
     """An ingestion, of the pages as files or from the site."""
     import unwait
-    from unwait.flow.workers import cores
 
     for name in IMPORTED:
         importlib.import_module(f"unwait.documents.{name}")
@@ -101,8 +113,16 @@ async def by_unwait(todo: Work, **options: Any) -> dict[str, float]:
     else:
         sources = list(todo.pages)
 
+    peak, rows = Peak(), itertools.count(1)
+
     async def work() -> dict[str, float]:
-        report = await unwait.ingest(sources, store=todo.database, progress=False, **options)
+        report = await unwait.ingest(
+            sources,
+            store=todo.database,
+            progress=False,
+            on_row=lambda _: next(rows) % 64 or peak.look(),
+            **options,
+        )
         assert report.failed == 0, report.causes
         return {
             "pages": report.sources,
@@ -111,7 +131,7 @@ async def by_unwait(todo: Work, **options: Any) -> dict[str, float]:
             "lag_p99_ms": report.lag_p99 * 1000,
         }
 
-    return await timed(work(), cores() + 1)
+    return await timed(work(), peak)
 
 
 async def stage_alone(todo: Work, name: str) -> dict[str, float]:
