@@ -320,7 +320,8 @@ def _vectors(body: Any, count: int) -> Vectors:
     # Their squares may be beyond 32 bits.
     lengths = np.linalg.norm(found.astype(np.float64), axis=1, keepdims=True)
     lengths[lengths == 0] = 1
-    return (found / lengths).astype(np.float32)
+    normed: Vectors = (found / lengths).astype(np.float32)
+    return normed
 
 
 class _Feature(NamedTuple):
