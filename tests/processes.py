@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 END = 10.0  # seconds for a process to be gone whose end has begun
 
@@ -50,6 +52,24 @@ class Gate:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+async def error_of(awaitable: Awaitable[Any]) -> BaseException:
+    try:
+        value = await awaitable
+    except Exception as error:
+        return error
+    raise AssertionError(f"gave {value!r} in place of an error")
+
+
+async def pid_in(path: Path) -> int:
+    await until(path.exists)
+    return int(path.read_text())
 
 
 def _stat(pid: int) -> list[str]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import unwait
 from unwait.flow import coprocess
 from unwait.flow.coprocess import Coprocess, CoprocessEnded
 
-from ..processes import Gate, await_end, children, gone
+from ..processes import Gate, await_end, children, error_of, gone, pid_in, until
 from ..steps import at_step
 
 HERE = Path(__file__).parent
@@ -78,24 +78,6 @@ async def started(**options: Any) -> AsyncIterator[Coprocess]:
         yield process
     finally:
         await process.kill()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
-async def error_of(awaitable: Awaitable[Any]) -> BaseException:
-    try:
-        value = await awaitable
-    except Exception as error:
-        return error
-    raise AssertionError(f"gave {value!r} in place of an error")
-
-
-async def pid_in(path: Path) -> int:
-    await until(path.exists)
-    return int(path.read_text())
 
 
 def later(*calls: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:

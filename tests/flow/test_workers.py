@@ -16,7 +16,7 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from multiprocessing import resource_tracker
@@ -29,6 +29,8 @@ import unwait
 from unwait.flow.faults import is_overload, retry_after
 from unwait.flow.retry import transient
 from unwait.flow.workers import RemoteError, WorkerCrashed, Workers, place
+
+from ..processes import error_of, pid_in, until
 
 HERE = Path(__file__).parent
 SOURCE = Path(unwait.__file__).parent.parent
@@ -64,24 +66,6 @@ async def placed(func: Callable[..., Any], where: Any, count: int = 1) -> AsyncI
         yield workers
     finally:
         await workers.aclose()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
-async def error_of(awaitable: Awaitable[Any]) -> BaseException:
-    try:
-        value = await awaitable
-    except Exception as error:
-        return error
-    raise AssertionError(f"gave {value!r} in place of an error")
-
-
-async def pid_in(path: Path) -> int:
-    await until(path.exists)
-    return int(path.read_text())
 
 
 # What is refused.

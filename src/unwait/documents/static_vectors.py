@@ -43,8 +43,9 @@ BLOCK = 32
 """Tokens that are summed up in one go."""
 
 GROUP = 16_384
-_QUESTION = 500  # characters that are embedded in the loop's thread, once the model is there
 """Characters that are looked up between two chances for other threads: about 0.5 ms, if most words are known."""
+
+_QUESTION = 500  # characters that are embedded in the loop's thread, once the model is there
 
 SLICE = 256
 """Blocks whose vectors are laid out in memory at a time: 8 MB."""
